@@ -1,0 +1,88 @@
+"""Merged networks: shared first stages, one branch per level behind them (Figure 2, Section 3.4).
+
+    merge = 0            merge = 1            merge = 2            merge = 3
+    (Figure 2d)          (Figure 2e)          (Figure 2f)          (Figure 2g)
+
+    stem    stem         stem                 stem                 stem
+    stage1  stage1       stage1               stage1               stage1
+    stage2  stage2       stage2  stage2       stage2               stage2
+    stage3  stage3       stage3  stage3       stage3  stage3       stage3
+    coarse  fine         coarse  fine         coarse  fine         coarse, fine
+
+The separate networks of Figure 2c are this network with one head each. The stem belongs to stage 1
+and the final normalisation to the last stage: merge-3 shares all but the classifiers.
+The paper says that a max-pooling follows every stage; neither of the networks it cites has one
+(they stride, or average-pool in a transition), and the cited networks are what is built here.
+"""
+
+from functools import partial
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+
+from hiercls_jax.errors import UserError
+from hiercls_jax.models.layers import Classifier
+
+
+class Family(Protocol):
+    """What a network family is to a merged network: named modules, applied one after another.
+
+    `pieces(axis_name)` returns a stem, S stages and a final normalisation; each is a named Flax
+    module called as `piece(x, train)`.
+    """
+
+    def pieces(self, axis_name: str | None) -> tuple[nn.Module, ...]: ...
+
+
+class Branched(nn.Module):
+    """A network with `merge` shared stages and one branch per head.
+
+    Parameter paths: `shared/stage1/block0/conv1/kernel`, `fine/stage2/…`, `fine/classifier/bias`.
+
+    Args:
+      family: the stages.
+      heads: (level name, number of classes) of each level to predict; any number of levels, none
+        of them called `shared`.
+      merge: how many stages the levels share, 0 to S.
+      axis_name: mapped axis over which batch statistics are averaged, or None.
+    """
+
+    family: Family
+    heads: tuple[tuple[str, int], ...]
+    merge: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train: bool) -> dict[str, jax.Array]:
+        """Return logits `[N, classes]` by level name for standardised images `[N, H, W, 3]`."""
+        if "shared" in dict(self.heads):
+            raise UserError("a level cannot be called 'shared', the name of the shared stages")
+        part = partial(Segment, self.family, self.merge, self.axis_name)
+        shared = part(name="shared")(images, train)
+        return {level: part(classes, name=level)(shared, train) for level, classes in self.heads}
+
+
+class Segment(nn.Module):
+    """The shared pieces of a family; or, where `classes` is set, the others and a classifier."""
+
+    family: Family
+    merge: int
+    axis_name: str | None
+    classes: int | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        pieces = self.family.pieces(self.axis_name)
+        cut = _shared_pieces(len(pieces), self.merge)
+        for piece in pieces[:cut] if self.classes is None else pieces[cut:]:
+            x = piece(x, train)
+        return x if self.classes is None else Classifier(self.classes, name="classifier")(x)
+
+
+def _shared_pieces(count: int, merge: int) -> int:
+    """Return how many of `count` pieces are shared: none, the stem and `merge` stages, or all."""
+    stages = count - 2
+    if not 0 <= merge <= stages:
+        raise UserError(f"merge is the number of shared stages, 0 to {stages}, not {merge}")
+    return 0 if merge == 0 else count if merge == stages else merge + 1

@@ -1,0 +1,89 @@
+"""Pre-activation bottleneck ResNet for small images, depth 9n + 2 (He et al., ECCV 2016)."""
+
+import dataclasses
+
+import flax.linen as nn
+
+from hiercls_jax.models.layers import Conv, NormRelu
+
+STAGES = 3
+EXPANSION = 4  # a block's output channels over its inner ones
+
+
+class Block(nn.Module):
+    """1x1, 3x3, 1x1 convolutions, each after a NormRelu; a shortcut convolution only where the
+    width changes, fed with the first activation as in the original implementation."""
+
+    features: int  # inner channels
+    stride: int
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x, train):
+        y = NormRelu(self.axis_name, name="norm1")(x, train)
+        width = self.features * EXPANSION
+        if x.shape[-1] != width:
+            x = Conv(width, 1, self.stride, name="shortcut")(y)
+        y = Conv(self.features, 1, self.stride, name="conv1")(y)
+        y = Conv(self.features, 3, name="conv2")(NormRelu(self.axis_name, name="norm2")(y, train))
+        y = Conv(width, 1, name="conv3")(NormRelu(self.axis_name, name="norm3")(y, train))
+        return x + y
+
+
+class Stem(nn.Module):
+    """The first convolution."""
+
+    features: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        return Conv(self.features, 3, self.stride, name="conv")(x)
+
+
+class Stage(nn.Module):
+    """`blocks` blocks at one resolution; the first one reaches it by its stride."""
+
+    blocks: int
+    features: int
+    stride: int
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x, train):
+        for i in range(self.blocks):
+            stride = self.stride if i == 0 else 1
+            x = Block(self.features, stride, self.axis_name, name=f"block{i}")(x, train)
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+    """The family `resnet<depth>`; ResNet-164 is `resnet164`.
+
+    Args:
+      depth: 9n + 2 for n blocks in each of the three stages.
+      width: multiplier of all channel counts.
+      stem_stride: stride of the first convolution; 2 makes everything behind it 4 times cheaper.
+    """
+
+    depth: int
+    width: float = 1.0
+    stem_stride: int = 1
+
+    def __post_init__(self):
+        if self.depth < 11 or (self.depth - 2) % 9:
+            raise ValueError(f"a bottleneck ResNet has depth 9n + 2 (11, 20, …), not {self.depth}")
+
+    def pieces(self, axis_name: str | None) -> tuple[nn.Module, ...]:
+        """Return the stem, the three stages and the final normalisation, in order."""
+        blocks = (self.depth - 2) // 9
+        base = max(1, round(16 * self.width))
+        return (
+            Stem(base, self.stem_stride, name="stem"),
+            *(
+                Stage(blocks, base * 2**i, 1 if i == 0 else 2, axis_name, name=f"stage{i + 1}")
+                for i in range(STAGES)
+            ),
+            NormRelu(axis_name, name="norm"),
+        )
