@@ -1,0 +1,139 @@
+"""What every source of images returns, how validation is held out, and the decoded cache."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from hiercls_jax.errors import UserError
+from hiercls_jax.hierarchy import Hierarchy
+
+
+class DataError(UserError):
+    """Images or labels that cannot be used, with the file or class at fault in its message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images `uint8 [N, H, W, 3]` and last-level labels `int32 [N]`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """Return the images and labels at `indices`."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A named set of images with its hierarchy; `validation` is None where none is held out."""
+
+    name: str
+    hierarchy: Hierarchy
+    train: Split
+    validation: Split | None
+    test: Split
+
+    def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation `float32 [3]` of the training images in [0, 255]."""
+        counts = np.stack(
+            [np.bincount(self.train.images[..., c].ravel(), minlength=256) for c in range(3)]
+        )
+        values = np.arange(256)
+        total = counts.sum(axis=1)
+        mean = counts @ values / total
+        variance = counts @ values**2 / total - mean**2
+        return mean.astype(np.float32), np.sqrt(np.maximum(variance, 1.0)).astype(np.float32)
+
+
+def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Split off a stratified part of `train`: `fraction` of each class, at least one image of it.
+
+    Returns:
+      (what is left of train, what was held out), each in the order of `train`.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    held = np.zeros(len(train), bool)
+    for label in np.unique(train.labels):
+        members = np.flatnonzero(train.labels == label)
+        count = max(1, round(fraction * len(members)))
+        if count >= len(members):
+            raise DataError(
+                f"class {label} has {len(members)} training images: too few to hold out "
+                f"{count} for validation; set data.validation lower or data.final=True"
+            )
+        held[rng.permutation(members)[:count]] = True
+    return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
+
+
+def cache_folder() -> Path:
+    """Return this project's folder in the user's cache: `$XDG_CACHE_HOME/hiercls_jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiercls_jax"
+
+
+def cached(name: str, fingerprint: dict, build: Callable[[], dict[str, Split]]) -> dict[str, Split]:
+    """Return the splits that `build()` makes, decoded once and kept as arrays on disk.
+
+    Args:
+      name: what the cache entry is called.
+      fingerprint: JSON values that together determine the result; another value is another entry.
+      build: makes the splits; called only where no whole entry exists.
+
+    An entry is written to a temporary folder and renamed, so that a half-written one is never
+    read; one whose bytes do not match the sums written beside them is built anew.
+    """
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / "data" / f"{name}-{digest}"
+    splits = _read(folder)
+    if splits is not None:
+        return splits
+    splits = build()
+    try:
+        _write(folder, splits)
+    except OSError as error:
+        print(f"note: the decoded images could not be cached in {folder}: {error}", flush=True)
+    return splits
+
+
+def _read(folder: Path) -> dict[str, Split] | None:
+    try:
+        sums = json.loads((folder / "sums.json").read_text())
+        arrays = {}
+        for file, digest in sums.items():
+            path = folder / file
+            with open(path, "rb") as handle:
+                if hashlib.file_digest(handle, "sha256").hexdigest() != digest:
+                    return None
+            arrays[file] = np.load(path, allow_pickle=False)
+        names = sorted({file.split(".")[0] for file in sums})
+        return {n: Split(arrays[f"{n}.images.npy"], arrays[f"{n}.labels.npy"]) for n in names}
+    except (OSError, ValueError, KeyError, EOFError, AttributeError):
+        return None
+
+
+def _write(folder: Path, splits: dict[str, Split]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        sums = {}
+        for name, split in splits.items():
+            for part, array in (("images", split.images), ("labels", split.labels)):
+                path = temporary / f"{name}.{part}.npy"
+                np.save(path, array, allow_pickle=False)
+                with open(path, "rb") as handle:
+                    sums[path.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+        (temporary / "sums.json").write_text(json.dumps(sums))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,166 @@
+"""Image folders: `root/train/<fine class>/*.png` and `root/test/…`, made one square size."""
+
+import contextlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hiercls_jax.data.dataset import DataError, Split, cached
+from hiercls_jax.hierarchy import Hierarchy
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_FORMATS = ("PNG", "JPEG", "WEBP")
+# Part of the cache's fingerprint: to be raised where the same files give other arrays.
+_READER = 1
+
+
+def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
+    """Read the splits 'train' and 'test' of an image folder, in sorted order of class and file.
+
+    Images are turned upright by their EXIF orientation, made RGB and resized, without keeping
+    their proportions, to `image_size` x `image_size` (bilinear, antialiased). Hidden files are
+    ignored. `train` has images of every class; a class may be absent from `test`.
+
+    Args:
+      root: the folder that holds `train` and `test`, each with one folder per class.
+      hierarchy: its last level names the class folders; labels are indices into it.
+      image_size: pixels, positive.
+
+    Returns:
+      `{'train': Split, 'test': Split}`, images uint8 `[N, image_size, image_size, 3]`.
+
+    Raises:
+      DataError: for missing or unknown folders and images that cannot be read, naming them.
+    """
+    root = Path(root).expanduser()
+    check_image_size(image_size)
+    if not root.is_dir():
+        raise DataError(f"there is no image folder {root}; it should hold train/ and test/")
+    classes = hierarchy.names[-1]
+    files = {name: _find(root, name, classes, whole=name == "train") for name in ("train", "test")}
+    stats = {name: [(path, path.stat()) for path, _ in found] for name, found in files.items()}
+    fingerprint = {
+        "reader": _READER,
+        "image_size": image_size,
+        "classes": classes,
+        "files": {
+            name: [(str(p.relative_to(root)), s.st_size, s.st_mtime_ns) for p, s in found]
+            for name, found in stats.items()
+        },
+    }
+
+    def build() -> dict[str, Split]:
+        count = sum(map(len, files.values()))
+        print(f"decoding {count} images of {root}, once; then they are cached", flush=True)
+        return {name: _decode(found, image_size) for name, found in files.items()}
+
+    return cached("folder", fingerprint, build)
+
+
+def check_image_size(image_size) -> None:
+    """Raise a DataError unless `image_size` is a positive integer."""
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+        raise DataError(
+            f"the image size is a positive number of pixels, got {image_size!r}; "
+            "set --config.data.image_size"
+        )
+
+
+@contextlib.contextmanager
+def strict_pillow():
+    """Turn Pillow's warning of a decompression bomb into an error, and silence its others.
+
+    The others are of broken metadata, such as EXIF, beside pixels that can be read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def rgb_array(source, what, image_size: int | None, formats, upright: bool = True) -> np.ndarray:
+    """Decode one image to uint8 `[H, W, 3]`; call it inside `strict_pillow()`.
+
+    Args:
+      source: a path or a binary file.
+      what: the image's name in errors.
+      image_size: the height and width to resize to; None keeps the image's own.
+      formats: the formats of Pillow that are allowed.
+      upright: whether to apply the EXIF orientation.
+    """
+    try:
+        with Image.open(source, formats=formats) as opened:
+            image = ImageOps.exif_transpose(opened) if upright else opened
+            if image.mode[0] in "IF":
+                raise DataError(
+                    f"{what} has {image.mode} pixels, more than 8 bits of one channel; "
+                    "convert it to 8 bits"
+                )
+            if image.mode != "RGB":
+                image = image.convert("RGB")
+            if image_size is not None and image.size != (image_size, image_size):
+                image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+            return np.asarray(image)
+    except DataError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{what} has more pixels than the limit of {Image.MAX_IMAGE_PIXELS} "
+            "(a decompression bomb?); remove it, or make it smaller"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes.
+        raise DataError(
+            f"{what} cannot be read as an image ({error}); repair it or remove it"
+        ) from error
+
+
+def _find(root: Path, split: str, classes, whole: bool) -> list[tuple[Path, int]]:
+    folder = root / split
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; {root} should hold train/ and test/")
+    index = {name: i for i, name in enumerate(classes)}
+    found = []
+    for entry in _visible(folder):
+        if not entry.is_dir():
+            if entry.suffix.lower() in SUFFIXES:
+                raise DataError(f"{entry} is outside a class folder; move it into one, or away")
+            continue
+        if entry.name not in index:
+            raise DataError(
+                f"the folder {entry} is no class of the hierarchy's last level "
+                f"({len(classes)} classes: {_some(classes)}); rename it, or add the class"
+            )
+        for path in _visible(entry):
+            if path.suffix.lower() not in SUFFIXES or not path.is_file():
+                raise DataError(
+                    f"{path} is not an image file ({', '.join(SUFFIXES)}); convert it or remove it"
+                )
+            found.append((path, index[entry.name]))
+    present = {label for _, label in found}
+    missing = [name for name in classes if index[name] not in present]
+    if whole and missing:
+        raise DataError(
+            f"{folder} has no images of {len(missing)} of the hierarchy's classes: "
+            f"{_some(missing)}; add images in {folder / missing[0]}, or remove the class"
+        )
+    if not found:
+        raise DataError(f"{folder} has no images; it should hold a folder of images per class")
+    return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _some(names) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _decode(files: list[tuple[Path, int]], image_size: int) -> Split:
+    images = np.empty((len(files), image_size, image_size, 3), np.uint8)
+    with strict_pillow():
+        for i, (path, _) in enumerate(files):
+            images[i] = rgb_array(path, path, image_size, _FORMATS)
+    return Split(images, np.array([label for _, label in files], np.int32))
