@@ -1,0 +1,157 @@
+"""Checkpoints that are whole or are not there: Orbax arrays beside a SHA-256 manifest.
+
+    checkpoints/step_00000140/arrays/…      what Orbax wrote
+                              meta.json     step, validation error, unfinished sums, seconds
+                              manifest.json SHA-256 of every file above
+
+A checkpoint is written under a temporary name and renamed when it is complete. Orbax restores a
+flipped bit silently, so every file is checked against the manifest before a byte is used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from hiercls_jax.errors import UserError
+from hiercls_jax.training.state import State
+
+KEEP = 2  # newest checkpoints kept, so that a damaged one has one before it to fall back to
+
+
+class CheckpointError(UserError):
+    """Checkpoints that cannot be written, or of which none can be used."""
+
+
+def save(folder: Path, state: State, meta: dict) -> None:
+    """Write a checkpoint of a host `state` and drop those that are no longer needed.
+
+    Kept are the newest two and the best, by `meta['validation_error']` where it is not None.
+
+    Args:
+      folder: the checkpoints' folder; made where it is missing.
+      state: arrays on the host, without a device axis.
+      meta: JSON values, with `step` and `validation_error`.
+    """
+    final = folder / f"step_{meta['step']:08d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                checkpointer.save(temporary.absolute() / "arrays", state)
+            _write_json(temporary / "meta.json", meta)
+            _write_json(temporary / "manifest.json", _sums(temporary))
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint of step {meta['step']} could not be written to {folder}: "
+            f"{error.strerror or error}; what was saved before it is untouched"
+        ) from error
+    _drop(folder)
+
+
+def restore(folder: Path, template: State) -> tuple[State, dict] | None:
+    """Return (state, meta) of the newest whole checkpoint, or None where there is none yet.
+
+    A damaged checkpoint is named, set aside as `….damaged`, and the one before it is used.
+
+    Args:
+      folder: the checkpoints' folder.
+      template: a state of the same structure, shapes and dtypes, on the host.
+
+    Raises:
+      CheckpointError: where there are checkpoints and none is whole.
+    """
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    found = _steps(folder)
+    for path in reversed(found):
+        fault = _fault(path)
+        if fault is None:
+            return _read_state(path, template), _read_json(path / "meta.json")
+        aside = path.with_name(path.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+        print(f"checkpoint {path.name} is damaged ({fault}); trying the one before it", flush=True)
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {folder} is whole; to start anew, choose "
+            "another --config.workdir or remove that folder"
+        )
+    return None
+
+
+def best(folder: Path) -> Path | None:
+    """Return the folder of the checkpoint with the lowest validation error, if any has one."""
+    errors = {path: _read_json(path / "meta.json")["validation_error"] for path in _steps(folder)}
+    errors = {path: error for path, error in errors.items() if error is not None}
+    return min(errors, key=errors.get) if errors else None
+
+
+def _drop(folder: Path) -> None:
+    keep = {*_steps(folder)[-KEEP:], best(folder)}
+    for path in _steps(folder):
+        if path not in keep:
+            shutil.rmtree(path)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*") if not path.name.endswith(".damaged"))
+
+
+def _fault(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None where every byte is as it was written."""
+    try:
+        expected = _read_json(path / "manifest.json")
+        actual = _sums(path)
+    except (OSError, ValueError) as error:
+        return f"its manifest cannot be read: {error}"
+    for file in sorted(expected.keys() | actual.keys()):
+        if file not in actual:
+            return f"{file} is missing"
+        if file not in expected:
+            return f"{file} does not belong to it"
+        if expected[file] != actual[file]:
+            return f"{file} does not match its SHA-256"
+    return None
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / "manifest.json":
+            with open(path, "rb") as file:
+                sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(
+                    file, "sha256"
+                ).hexdigest()
+    return sums
+
+
+def _read_state(path: Path, template: State) -> State:
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        state = checkpointer.restore(
+            path.absolute() / "arrays", item=template, restore_args=as_numpy
+        )
+    return jax.tree.map(lambda x, t: np.asarray(x, np.asarray(t).dtype), state, template)
+
+
+def _write_json(path: Path, value) -> None:
+    with open(path, "w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_json(path: Path):
+    return json.loads(path.read_text())

@@ -1,0 +1,277 @@
+"""The training loop: resumable at any step, bit for bit."""
+
+import dataclasses
+import math
+import os
+import signal
+import time
+from collections import deque
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from hiercls_jax.data.dataset import Split
+from hiercls_jax.errors import UserError
+from hiercls_jax.training import checkpoint, parallel
+from hiercls_jax.training.feed import epoch_order, fed, make_feed, padded_batches
+from hiercls_jax.training.state import State, create
+from hiercls_jax.training.step import Task, make_predict_step, make_train_step
+from hiercls_jax.training.tracking import Tracker
+
+LAG = 2  # steps between sending one and reading its metrics, so that the device never waits
+
+
+class TrainingError(UserError):
+    """Training that cannot go on."""
+
+
+class Interrupted(Exception):
+    """A signal asked for a stop, and the state has been saved; holds the process's exit status."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; saved")
+        self.status = 128 + signum
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long to train, on what order of the images, and how often to record and save.
+
+    Args:
+      epochs: passes over the training split.
+      batch: images per step over all devices; an epoch's last partial batch is dropped.
+      seed: integers that the order of every epoch is drawn from.
+      log_every: steps between training records.
+      save_minutes: minutes between checkpoints; one is also saved after every epoch.
+    """
+
+    epochs: int
+    batch: int
+    seed: tuple[int, ...]
+    log_every: int
+    save_minutes: float
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Return the number of whole batches in `images`."""
+        return images // self.batch
+
+
+def train(
+    name: str,
+    task: Task,
+    key: jax.Array,
+    train_split: Split,
+    validation: Split | None,
+    schedule: Schedule,
+    folder: Path,
+) -> tuple[State, dict]:
+    """Train a network to the end of its schedule, from its newest checkpoint where there is one.
+
+    Args:
+      name: what progress lines call it.
+      task: network, optimizer and constants.
+      key: random key of the initial values.
+      train_split: images to learn from.
+      validation: images to evaluate after each epoch, or None.
+      schedule: how long and in what order.
+      folder: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
+
+    Returns:
+      (final state on the host, meta of its checkpoint: `step`, `seconds`, `validation_error`).
+
+    Raises:
+      TrainingError: when a loss is not finite; nothing from after that step is saved.
+      Interrupted: after SIGTERM or SIGINT, when the state has been saved.
+    """
+    total = schedule.epochs * schedule.steps_per_epoch(len(train_split))
+    initial = jax.device_get(
+        create(task.network, task.optimizer, key, train_split.images.shape[1:])
+    )
+    restored = checkpoint.restore(folder / "checkpoints", initial)
+    if restored is None:
+        restored = initial, {"step": 0, "seconds": 0.0, "validation_error": None, "sums": {}}
+    elif restored[1]["step"] < total:
+        print(f"{name}: resuming after step {restored[1]['step']} of {total}", flush=True)
+    state, meta = restored
+    if meta["step"] >= total:
+        return state, meta
+    tracker = Tracker(folder, name, meta["step"], total)
+    try:
+        with _Signals() as signals:
+            run = _Run(name, task, state, meta, train_split, validation, schedule, folder, tracker)
+            return run.to(total, signals)
+    finally:
+        tracker.close()
+
+
+class _Run:
+    """One process's part of a training run: what is on the devices, in flight, and unwritten."""
+
+    def __init__(self, name, task, state, meta, train_split, validation, schedule, folder, tracker):
+        self.name, self.task, self.schedule = name, task, schedule
+        self.folder, self.tracker, self.validation = folder, tracker, validation
+        self.images = len(train_split)
+        self.state = parallel.replicate(state)
+        self.step, self.meta = meta["step"], dict(meta)
+        self.feed = make_feed(train_split, resident=parallel.on_accelerator())
+        self.take = parallel.pmap(fed(make_train_step(task)), donate=True)
+        self.predictor = None if validation is None else Predictor(task, schedule.batch)
+        self.in_flight = deque()
+        self.sums = dict(meta["sums"])  # of the record that is being filled
+        self.began, self.saved = time.monotonic(), time.monotonic()
+        self.booked = []  # times of this process's first steps, for the estimate
+        self.line_start = None  # (time, step) that images per second are counted from
+
+    def to(self, total: int, signals: "_Signals") -> tuple[State, dict]:
+        per_epoch = self.schedule.steps_per_epoch(self.images)
+        order, order_epoch = None, None
+        while self.step < total:
+            epoch, i = divmod(self.step, per_epoch)
+            if order_epoch != epoch:
+                order, order_epoch = epoch_order(self.schedule.seed, epoch, self.images), epoch
+            batch = self.feed(order[i * self.schedule.batch : (i + 1) * self.schedule.batch])
+            self.state, metrics = self.take(self.state, batch)
+            self.step += 1
+            self.in_flight.append((self.step, metrics))
+            if len(self.in_flight) > LAG:
+                self._book(total, per_epoch)
+            ended = self.step % per_epoch == 0
+            if ended:
+                self._validate(total, per_epoch)
+            due = time.monotonic() - self.saved > 60 * self.schedule.save_minutes
+            if ended or due or signals.caught:
+                self._save(total, per_epoch)
+            if signals.caught:
+                raise Interrupted(signals.caught, self.step)
+        return self._host_state(), self.meta
+
+    def _book(self, total: int, per_epoch: int) -> None:
+        """Read the oldest step in flight; write a record where one is full."""
+        step, metrics = self.in_flight.popleft()
+        metrics = {key: value.item() for key, value in parallel.unreplicate(metrics).items()}
+        for key, value in metrics.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{key.replace('_', ' of level ')} is {value} at step {step}; nothing from "
+                    f"after the last checkpoint is kept. Lower optimizer.learning_rate "
+                    "in a new workdir"
+                )
+            self.sums[key] = self.sums.get(key, 0) + value
+        self.tracker.advance()
+        self._estimate(total, step)
+        if step % self.schedule.log_every == 0 or step % per_epoch == 0:
+            count = self.sums["count"]
+            record = {"step": step, "epoch": step / per_epoch, "split": "train"}
+            for key, value in self.sums.items():
+                if key != "count":
+                    record[key.replace("errors", "error")] = value / count
+            now = time.monotonic()
+            if self.line_start is not None:
+                images = (step - self.line_start[1]) * self.schedule.batch
+                record["images_per_second"] = images / (now - self.line_start[0])
+            self.line_start, self.sums = (now, step), {}
+            self.tracker.write(record)
+
+    def _estimate(self, total: int, step: int) -> None:
+        if len(self.booked) > 5:
+            return
+        self.booked.append(time.monotonic())
+        if len(self.booked) == 6:
+            rate = 4 * self.schedule.batch / (self.booked[5] - self.booked[1])
+            seconds = (total - step) * self.schedule.batch / rate
+            self.tracker.say(
+                f"{self.name}: {total - step} steps of {self.schedule.batch} images to go, "
+                f"{rate:.0f} images/s on {parallel.describe_devices()}: about "
+                f"{in_words(seconds)}"
+            )
+
+    def _drain(self, total: int, per_epoch: int) -> None:
+        while self.in_flight:
+            self._book(total, per_epoch)
+
+    def _validate(self, total: int, per_epoch: int) -> None:
+        self._drain(total, per_epoch)
+        if self.validation is None:
+            return
+        probabilities = self.predictor(self.state, self.validation)
+        record = {"step": self.step, "epoch": self.step / per_epoch, "split": "validation"}
+        for level, p in probabilities.items():
+            labels = self.task.ancestors[level][self.validation.labels]
+            record[f"error_{level}"] = float(np.mean(np.argmax(p, axis=-1) != labels))
+        # Best is by the finest level this network predicts.
+        self.meta["validation_error"] = record[f"error_{list(probabilities)[-1]}"]
+        self.tracker.write(record)
+        self.line_start = None
+
+    def _save(self, total: int, per_epoch: int) -> None:
+        self._drain(total, per_epoch)
+        self.tracker.flush()
+        if self.step % per_epoch:
+            self.meta["validation_error"] = None
+        now = time.monotonic()
+        self.meta.update(step=self.step, sums=self.sums)
+        self.meta["seconds"] += now - self.began
+        checkpoint.save(self.folder / "checkpoints", self._host_state(), self.meta)
+        self.began = self.saved = time.monotonic()
+        self.line_start = None
+
+    def _host_state(self) -> State:
+        return parallel.unreplicate(self.state)
+
+
+class Predictor:
+    """Predicts every image of a split exactly once, whatever the batch; compiles once."""
+
+    def __init__(self, task: Task, batch: int):
+        self._step = parallel.pmap(fed(make_predict_step(task)))
+        self._batch = batch
+
+    def __call__(self, replicated: State, split: Split) -> dict[str, np.ndarray]:
+        """Return probabilities float32 `[N, classes]` by level name, in the order of `split`."""
+        feed = make_feed(split, resident=False)
+        parts = []
+        for indices, count in padded_batches(len(split), self._batch):
+            out = parallel.gather(self._step(replicated, feed(indices)))
+            parts.append({level: p[:count] for level, p in out.items()})
+        result = {level: np.concatenate([part[level] for part in parts]) for level in parts[0]}
+        for level, p in result.items():
+            assert len(p) == len(split), f"{level}: predicted {len(p)} of {len(split)} images"
+        return result
+
+
+class _Signals:
+    """Remembers SIGTERM or SIGINT until the step in hand is finished; a second one kills."""
+
+    def __enter__(self):
+        self.caught = 0
+        self._before = {}
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[signum] = signal.signal(signum, self._catch)
+            except ValueError:  # not in the main thread: then whoever is there handles signals
+                break
+        return self
+
+    def _catch(self, signum, _):
+        if self.caught:
+            os._exit(128 + signum)
+        self.caught = signum
+
+    def __exit__(self, *_):
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration in its two largest units.
+
+    >>> in_words(75), in_words(8000), in_words(200000)
+    ('1 min 15 s', '2 h 13 min', '2 d 7 h')
+    """
+    seconds = round(seconds)
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    for (name, size), (lower, part) in zip(units, units[1:], strict=False):
+        if seconds >= size:
+            return f"{seconds // size} {name} {seconds % size // part} {lower}"
+    return f"{seconds} s"

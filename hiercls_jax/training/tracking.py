@@ -1,0 +1,94 @@
+"""What a run says while it runs: `metrics.jsonl` (the record), TensorBoard (the view), progress."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Tracker:
+    """Writes records to `metrics.jsonl` and TensorBoard, and shows progress on the terminal.
+
+    Opened at `step`, it first drops records from after it (a run that was killed had gone on
+    since its last checkpoint), so that the file has no step twice.
+    """
+
+    def __init__(self, folder: Path, name: str, step: int, total: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        _keep_until(self._path, step)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._name, self._total, self._started = name, total, time.monotonic()
+        # A bar where someone watches; plain lines in a pipe.
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total, initial=step, desc=name, unit="step", dynamic_ncols=True, leave=False
+            )
+
+    def advance(self) -> None:
+        """Count one finished step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def write(self, record: dict) -> None:
+        """Add a record: `step`, `split` and numbers."""
+        self._file.write(json.dumps(record) + "\n")
+        for key, value in record.items():
+            if key not in ("step", "epoch", "split"):
+                self._board.add_scalar(f"{record['split']}/{key}", value, record["step"])
+        if self._bar is None or record["split"] != "train":
+            self.say(f"{self._name} {record['step']}/{self._total} {describe(record)}")
+        else:
+            self._bar.set_postfix_str(describe(record), refresh=False)
+
+    def say(self, line: str) -> None:
+        """Print a line without breaking the bar."""
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def flush(self) -> None:
+        """Put what was written on disk, as a checkpoint that follows must find it there."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.flush()
+        self._file.close()
+        self._board.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def describe(record: dict) -> str:
+    """Return a record in words: split, losses, errors in percent, images per second."""
+    parts = [f"{record['split']}:"]
+    for key, value in record.items():
+        if key.startswith("loss"):
+            parts.append(f"{key.replace('_', ' ')} {value:.3f}")
+        elif key.startswith("error"):
+            parts.append(f"{key.replace('_', ' ')} {100 * value:.1f} %")
+        elif key == "images_per_second":
+            parts.append(f"{value:.0f} images/s")
+    return "  ".join(parts)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            break  # cut mid-line by a kill; what follows a cut is younger than the checkpoint
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
