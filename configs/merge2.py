@@ -1,0 +1,13 @@
+"""Stages 1 and 2 shared, a branch per level behind them (Figure 2f).
+
+    python -m hiercls_jax.main --config=configs/merge2.py          ResNet-164 on CIFAR-100, 3.02 M parameters
+    python -m hiercls_jax.main --config=configs/merge2.py:quick    minutes on a CPU, no download
+
+Expected error: 24.3 % fine for one ResNet-164 (He et al. 2016, all of train); the paper gives its
+own as figures only. Expected time: the run says after its first steps what it will take; the full
+recipe is for an accelerator.
+"""
+
+from hiercls_jax import experiment
+
+get_config = experiment.variant("merge2")

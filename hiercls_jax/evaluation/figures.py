@@ -1,0 +1,87 @@
+"""The paper's figures from a run's own predictions: Figure 3 (curve) and Figure 1 (scatter)."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402, after the choice of backend
+
+# Colour-blind safe (Okabe and Ito, 2008), one colour per level.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "h"}
+
+
+def alpha_curve(path: Path, alphas, errors: dict, tuned: float | None, title: str) -> None:
+    """Draw top-1 error against alpha, one panel per level, in the manner of Figure 3.
+
+    Args:
+      path: file to write, without a suffix; `.png` and `.svg` are written.
+      alphas: `[A]`.
+      errors: `[A]` in [0, 1] by level name, on test data.
+      tuned: the alpha chosen on validation data, marked; None where none was.
+      title: what was run.
+    """
+    with plt.rc_context(STYLE):
+        width = 4.2 * len(errors)
+        figure, axes = plt.subplots(1, len(errors), figsize=(width, 3.2), squeeze=False)
+        for ax, (level, error), colour in zip(axes[0], errors.items(), COLOURS, strict=False):
+            error = 100 * np.asarray(error)
+            ax.plot(alphas, error, color=colour, lw=1.8)
+            ax.axvline(1, color="0.75", lw=0.8, zorder=0)
+            if tuned is not None:
+                at = np.interp(tuned, alphas, error)
+                ax.plot([tuned], [at], "o", color=colour, ms=6, clip_on=False)
+                ax.annotate(
+                    f"α = {tuned:.2f}, tuned on validation\n{at:.2f} %",
+                    (tuned, at),
+                    (0.5, 0.93),
+                    textcoords="axes fraction",
+                    ha="center",
+                    va="top",
+                    fontsize=9,
+                    arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.8},
+                )
+            low, high = error.min(), error.max()
+            room = max(high - low, 0.1)
+            ax.set(xlabel="α", title=level, xlim=(0, alphas[-1]))
+            ax.set_ylim(low - 0.08 * room, high + 0.35 * room)
+        axes[0, 0].set_ylabel("test error, top-1 (%)")
+        figure.suptitle(title, fontsize=10)
+        _save(figure, path)
+
+
+def scatter(path: Path, p, q, adapted_p, adapted_q, member, name: str, level: str) -> None:
+    """Draw P against Q for one coarse class, before and after adaptation, as in Figure 1.
+
+    Args:
+      path: file to write, without a suffix; `.png` and `.svg` are written.
+      p, q: `[N]`, probability of the class at its own level, and summed over its children.
+      adapted_p, adapted_q: `[N]`, the same after adaptation.
+      member: bool `[N]`, whether a sample belongs to the class.
+      name: the class.
+      level: the class's level.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.9), sharex=True, sharey=True)
+        pairs = ((p, q, "before"), (adapted_p, adapted_q, "after adaptation"))
+        for ax, (x, y, title) in zip(axes, pairs, strict=True):
+            ax.plot([0, 1], [0, 1], color="0.75", lw=0.8, zorder=0)
+            for mask, colour, label in ((~member, "0.55", "other"), (member, "#009E73", name)):
+                ax.scatter(
+                    np.asarray(x)[mask], np.asarray(y)[mask], s=7, alpha=0.55, color=colour,
+                    label=label, linewidths=0, rasterized=True,
+                )  # fmt: skip
+            ax.set(title=title, xlabel=f"P({name})", aspect="equal")
+            ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes[0].set_ylabel(f"Q: sum over the classes below {name}")
+        axes[0].legend(loc="upper left", fontsize=8, frameon=False, title=f"true {level}")
+        _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,87 @@
+"""The training command: train a variant, adapt its predictions, report.
+
+    python -m hiercls_jax.main --config=configs/merge1.py:quick
+    python -m hiercls_jax.main --config=configs/merge1.py --config.data.dir=DIR
+    python -m hiercls_jax.main --config=configs/merge1.py --mode=summary
+
+The same command again resumes what was stopped. Exit status: 0 finished, 1 an error that the last
+line explains, 2 a wrong command line, 143 stopped by SIGTERM and saved, 130 by Ctrl-C likewise.
+"""
+
+import json
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from hiercls_jax import experiment, run
+from hiercls_jax.errors import UserError
+from hiercls_jax.training.loop import Interrupted
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/, with arguments after a colon.", lock_config=True
+)
+MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "evaluate", "summary"],
+    "train: train (or resume), predict, adapt, report. evaluate: the same from the newest "
+    "checkpoint, without training. summary: print parameters and multiply-adds.",
+)
+JSON = flags.DEFINE_bool("json", False, "With --mode=summary: print JSON.")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; what goes wrong by a user's mistake is one line on stderr."""
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file that it writes
+    try:
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument '{argv[1]}'; every setting is a --flag")
+        if CONFIG.value is None:
+            raise UserError("--config is missing; try --config=configs/merge1.py:quick")
+        if JSON.value and MODE.value != "summary":
+            raise UserError("--json goes with --mode=summary")
+        experiment.check(CONFIG.value)
+        if MODE.value == "summary":
+            counts, table = run.summary(CONFIG.value)
+            print(json.dumps(counts, indent=1) if JSON.value else table)
+        else:
+            run.run(CONFIG.value, train=MODE.value == "train", command=sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as stop:
+        print(f"{stop}. The same command again goes on from there.", file=sys.stderr)
+        return stop.status
+    return 0
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parse flags; a config that cannot be read is one line, not a traceback."""
+    try:
+        rest = flags.FLAGS(argv)
+        if CONFIG.value is not None:
+            CONFIG.value.to_dict()  # a config file that is not there is noticed at its first use
+        return rest
+    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+        print(f"error: {_explain(e)}\nSee: python -m hiercls_jax.main --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def _explain(error: Exception) -> str:
+    """Return what a person needs to know of an error in the flags or in a config file."""
+    text = str(error)
+    if "Traceback" in text:  # config_flags quotes the whole traceback of a config file
+        return re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])
+    misspelt = re.search(r'Did you mean \\?"(.+?)\\?" instead of \\?"(.+?)\\?"', text)
+    if misspelt:
+        return f"the config has no field '{misspelt[2]}'; did you mean '{misspelt[1]}'?"
+    if isinstance(error, KeyError):
+        return f"the config has no field {text.strip(chr(34))}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if isinstance(error, OSError) else " ".join(lines)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

@@ -1,0 +1,201 @@
+"""One run of an experiment, from its config to its report: what `main` calls."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from hiercls_jax import experiment
+from hiercls_jax.data.dataset import Dataset, Split, cache_folder
+from hiercls_jax.errors import UserError
+from hiercls_jax.evaluation import predictions, report
+from hiercls_jax.evaluation.predictions import Predictions
+from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.models.summary import format_table, merge_summaries, summarise
+from hiercls_jax.training import checkpoint, parallel
+from hiercls_jax.training.loop import Predictor, in_words, train
+from hiercls_jax.training.state import State, create
+
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections",
+    "numpy",
+)  # fmt: skip
+OUTPUTS = (  # results.json is written last: where it is, the run is finished
+    "predictions.npz", "hierarchy.json", "alpha_curve.png", "alpha_curve.svg", "scatter.png",
+    "scatter.svg", "results.json",
+)  # fmt: skip
+
+
+def summary(config: ConfigDict) -> tuple[dict, str]:
+    """Return a config's parameters and multiply-adds, as a dict and as a table."""
+    hierarchy = experiment.load_hierarchy(config)
+    counts = merge_summaries(
+        summarise(network, experiment.image_shape(config))
+        for network in experiment.architectures(config, hierarchy).values()
+    )
+    return counts, format_table(counts)
+
+
+def run(config: ConfigDict, train: bool, command: list[str]) -> dict:
+    """Train what is not trained yet, predict validation and test, adapt, and write the report.
+
+    Args:
+      config: a checked config.
+      train: False to take the newest checkpoints as they are.
+      command: the program's arguments, for the record.
+
+    Returns:
+      What `results.json` holds.
+    """
+    workdir = Path(config.workdir)
+    open_workdir(workdir, config)
+    if train and all((workdir / name).exists() for name in OUTPUTS):
+        results = json.loads((workdir / "results.json").read_text())
+        print(f"{workdir} is finished; its results:\n")
+        print(report.format_table(results, Hierarchy.from_json(workdir / "hierarchy.json")))
+        return results
+    parallel.use_cpu_devices(config.train.batch, config.run.cpu_devices)
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    experiment.check_devices(config, parallel.device_count())
+    data = experiment.load_data(config)
+    print(_start_line(config, data), flush=True)
+    networks = experiment.networks(config, data, parallel.AXIS)
+    states, seconds, began = {}, {}, time.monotonic()
+    for network in networks:
+        state, meta = _trained(network, data, train)
+        states[network.name], seconds[network.name] = state, meta["seconds"]
+    trained_at = time.monotonic()
+
+    splits = predict(networks, states, data)
+    predictions.save(workdir / "predictions.npz", splits)
+    predicted_at = time.monotonic()
+    results = report.evaluate(splits, data.hierarchy)
+    record = {
+        "command": shlex.join(["python", "-m", "hiercls_jax.main", *command]),
+        "config": experiment.flatten(config),
+        "parameters": sum(leaf.size for state in states.values() for leaf in _leaves(state)),
+        "steps": {name: int(state.step) for name, state in states.items()},
+        "seconds": {
+            "training": sum(seconds.values()),
+            "this_process": trained_at - began,
+            "prediction": predicted_at - trained_at,
+            "adaptation_and_curve": time.monotonic() - predicted_at,
+        },
+        "environment": environment(),
+        **results,
+    }
+    data.hierarchy.to_json(workdir / "hierarchy.json")
+    title = f"{config.variant}, {config.model.arch}, {data.name}, seed {config.seed}"
+    report.draw(workdir, results, splits["test"], data.hierarchy, title)
+    _write_json(workdir / "results.json", record)
+    print(f"\ntrained in {in_words(record['seconds']['training'])}\n")
+    print(report.format_table(results, data.hierarchy))
+    print(f"\nwrote to {workdir}: {', '.join(OUTPUTS)}, metrics.jsonl, tensorboard/")
+    return record
+
+
+def predict(networks, states: dict[str, State], data: Dataset) -> dict[str, Predictions]:
+    """Return every level's probabilities on validation (if any) and test, each image once."""
+    splits: dict[str, Split] = {"test": data.test}
+    if data.validation is not None:
+        splits = {"validation": data.validation, **splits}
+    probs = {name: {} for name in splits}
+    for network in networks:
+        predictor = Predictor(network.task, network.schedule.batch)
+        state = parallel.replicate(states[network.name])
+        for name, split in splits.items():
+            probs[name] |= predictor(state, split)
+    labels = {
+        name: dict(zip(data.hierarchy.levels, data.hierarchy.labels(split.labels), strict=True))
+        for name, split in splits.items()
+    }
+    return {name: Predictions(probs[name], labels[name]) for name in splits}
+
+
+def open_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Make the folder and record the config there, or refuse the folder of another config."""
+    identity = experiment.identity(config)
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write_json(path, identity)
+            return
+        before = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"workdir {workdir} cannot be used: {error}") from error
+    now = json.loads(json.dumps(identity))
+    differing = [
+        key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)
+    ]
+    if differing:
+        lines = [f"  {key}: {before.get(key)} there, {now.get(key)} here" for key in differing]
+        raise UserError(
+            f"workdir {workdir} holds a run of another config; choose another --config.workdir, "
+            "or the same config:\n" + "\n".join(lines)
+        )
+
+
+def environment() -> dict:
+    """Return what the numbers depend on: versions, commit, hardware."""
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "devices": parallel.describe_devices(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _trained(network: experiment.Network, data: Dataset, resume: bool) -> tuple[State, dict]:
+    if resume:
+        return train(
+            network.name, network.task, network.key, data.train, data.validation, network.schedule,
+            network.folder,
+        )  # fmt: skip
+    template = create(
+        network.task.network, network.task.optimizer, network.key, data.train.images.shape[1:]
+    )
+    found = checkpoint.restore(network.folder / "checkpoints", jax.device_get(template))
+    if found is None:
+        raise UserError(f"there is no checkpoint in {network.folder} to evaluate; train it first")
+    return found
+
+
+def _start_line(config: ConfigDict, data: Dataset) -> str:
+    validation = 0 if data.validation is None else len(data.validation)
+    return (
+        f"{config.variant}: {config.model.arch} on {data.name}: {len(data.train):,} images to "
+        f"train on, {validation:,} to tune alpha on, {len(data.test):,} to test on; "
+        f"{config.train.epochs} epochs on {parallel.describe_devices()}; workdir {config.workdir}"
+    )
+
+
+def _leaves(state: State):
+    return jax.tree.leaves(state.params)
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree, marked where it has changes, or None outside git."""
+    here = Path(__file__).parent
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
+
+
+def _write_json(path: Path, value) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
