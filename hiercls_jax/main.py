@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
     """Parse flags; a config that cannot be read is one line, not a traceback."""
     try:
         rest = flags.FLAGS(argv)
@@ -84,4 +84,4 @@ def _explain(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse_flags)

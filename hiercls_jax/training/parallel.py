@@ -45,34 +45,40 @@ def on_accelerator() -> bool:
     return jax.default_backend() != "cpu"
 
 
-def pmap(step: Callable, donate: bool = False) -> Callable:
-    """Map `step(state, batch)` over the local devices with the axis named `AXIS`."""
-    return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,) if donate else ())
+def pmap(step: Callable, donate: bool = False, devices: int | None = None) -> Callable:
+    """Map `step(state, batch)` over the first `devices` devices (all) with the axis `AXIS`."""
+    donated = (0,) if donate else ()
+    return jax.pmap(step, AXIS, devices=_local(devices), donate_argnums=donated)
 
 
-def replicate(tree):
-    """Put a copy of every array on each local device, as a leading axis."""
-    devices = jax.local_devices()
-    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+def replicate(tree, devices: int | None = None):
+    """Put a copy of every array on each device, as a leading axis."""
+    mesh = Mesh(np.array(_local(devices)), (AXIS,))
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def put(x):
         x = np.asarray(x)
-        return jax.device_put(np.broadcast_to(x, (len(devices), *x.shape)), sharding)
+        return jax.device_put(np.broadcast_to(x, (mesh.size, *x.shape)), sharding)
 
     return jax.tree.map(put, tree)
 
 
 def unreplicate(tree):
     """Return the first device's copy of every array, on the host."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+    # A copy, not a view: the device's buffer may be donated to the next step.
+    return jax.tree.map(lambda x: np.array(x.addressable_data(0))[0], tree)
 
 
-def shard(tree):
+def shard(tree, devices: int | None = None):
     """Split the leading axis `[N, ...]` of host arrays into `[devices, N / devices, ...]`."""
-    count = device_count()
+    count = len(_local(devices))
     return jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), tree)
 
 
 def gather(tree):
     """Undo `shard` for a step's output, on the host."""
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+
+
+def _local(count: int | None) -> list[jax.Device]:
+    return jax.local_devices()[:count]
