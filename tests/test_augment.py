@@ -1,0 +1,66 @@
+"""Augmentation and standardisation."""
+
+import jax
+import numpy as np
+
+from hiercls_jax.data.augment import PAD, augment, sample_keys, standardise
+
+KEY = jax.random.key(0)
+
+
+def test_each_result_is_a_crop_of_the_padded_image_or_of_its_mirror_image():
+    """The 162 possible results (9 x 9 crops, flipped or not) all occur, and no others."""
+    size, count = 6, 3000
+    image = np.arange(1, size * size * 3 + 1, dtype=np.float32).reshape(size, size, 3)
+    possible = set()
+    for flipped in (image, image[:, ::-1]):
+        padded = np.pad(flipped, ((PAD, PAD), (PAD, PAD), (0, 0)))
+        for top in range(2 * PAD + 1):
+            for left in range(2 * PAD + 1):
+                possible.add(padded[top : top + size, left : left + size].tobytes())
+    keys = sample_keys(KEY, 0, np.arange(count))
+    images = np.broadcast_to(image, (count, *image.shape))
+    found = [np.asarray(x).tobytes() for x in jax.jit(augment)(images, keys)]
+    assert set(found) == possible
+    assert len(possible) == 162
+
+
+def test_half_of_the_images_are_flipped():
+    """The share of flipped images is ½ within four standard deviations."""
+    count = 4000
+    image = np.zeros((16, 16, 1), np.float32)
+    image[4:12, 4:8] = 1  # left of the middle, whatever the crop: mass on one side
+    image[4:12, 8:12] = 2
+    keys = sample_keys(KEY, 1, np.arange(count))
+    out = np.asarray(jax.jit(augment)(np.broadcast_to(image, (count, 16, 16, 1)), keys))
+    columns = out.sum(axis=(1, 3))
+    flipped = sum(row[np.flatnonzero(row)[0]] > row[np.flatnonzero(row)[-1]] for row in columns)
+    assert abs(flipped - count / 2) < 4 * np.sqrt(count / 4)
+
+
+def test_randomness_depends_on_seed_step_and_position_alone():
+    """An image's augmentation does not depend on the batch around it, and differs by step, by
+    position and by seed."""
+    rng = np.random.default_rng(0)
+    images = rng.random((8, 8, 8, 3)).astype(np.float32)
+    positions = np.arange(8)
+    whole = np.asarray(augment(images, sample_keys(KEY, 3, positions)))
+    part = np.asarray(augment(images[4:], sample_keys(KEY, 3, positions[4:])))
+    np.testing.assert_array_equal(whole[4:], part)
+    keys = [
+        sample_keys(KEY, 3, positions),
+        sample_keys(KEY, 4, positions),
+        sample_keys(jax.random.key(1), 3, positions),
+    ]
+    data = np.concatenate([np.asarray(jax.random.key_data(k)) for k in keys])
+    assert len(np.unique(data, axis=0)) == 24
+
+
+def test_standardised_channels_have_mean_0_and_deviation_1():
+    """Images standardised by their own statistics have mean 0 and standard deviation 1."""
+    rng = np.random.default_rng(1)
+    images = (rng.integers(0, 120, (50, 8, 8, 3)) + np.array([0, 60, 130])).astype(np.uint8)
+    pixels = images.reshape(-1, 3).astype(np.float64)
+    out = np.asarray(standardise(images, pixels.mean(0), pixels.std(0)), np.float64)
+    np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(out.std((0, 1, 2)), 1, atol=1e-5)

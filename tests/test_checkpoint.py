@@ -1,0 +1,111 @@
+"""Checkpoints are whole or are not there."""
+
+import jax
+import numpy as np
+import pytest
+
+from hiercls_jax.training import checkpoint
+from hiercls_jax.training.checkpoint import CheckpointError, best, restore, save
+from hiercls_jax.training.state import State
+
+
+def state(step: int) -> State:
+    """Arrays that tell the step they are of."""
+    arrays = {"a": np.full((3, 2), step, np.float32), "b": np.arange(5, dtype=np.int32) * step}
+    return State(np.asarray(step, np.int32), arrays, {"mean": np.float32([step])}, ({"t": arrays},))
+
+
+def put(folder, step: int, error: float | None = None):
+    save(folder, state(step), {"step": step, "validation_error": error, "sums": {"loss": 0.1}})
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_saved_is_restored(tmp_path):
+    """State and meta come back with the same structure, dtypes and bits."""
+    put(tmp_path, 7, 0.5)
+    found, meta = restore(tmp_path, state(0))
+    assert meta == {"step": 7, "validation_error": 0.5, "sums": {"loss": 0.1}}
+    assert jax.tree.structure(found) == jax.tree.structure(state(7))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state(7)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_saved_is_nothing_restored(tmp_path):
+    """A folder that is empty or missing holds no checkpoint, and that is no error."""
+    assert restore(tmp_path, state(0)) is None
+    assert restore(tmp_path / "missing", state(0)) is None
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path):
+    """Of five checkpoints remain the two newest and the one with the lowest validation error."""
+    for step, error in ((1, 0.9), (2, 0.3), (3, 0.5), (4, None), (5, 0.4)):
+        put(tmp_path, step, error)
+    assert names(tmp_path) == ["step_00000002", "step_00000004", "step_00000005"]
+    assert best(tmp_path).name == "step_00000002"
+    assert restore(tmp_path, state(0))[1]["step"] == 5
+
+
+def test_any_flipped_bit_is_found(tmp_path, capsys):
+    """A bit flipped in any file of the newest checkpoint: the one before is used, saying so."""
+    put(tmp_path, 1)
+    put(tmp_path, 2)
+    newest = tmp_path / "step_00000002"
+    files = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file() and p.stat().st_size]
+    assert len(files) >= 4
+    for file in files:
+        path = tmp_path / "step_00000002" / file
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        found, meta = restore(tmp_path, state(0))
+        assert meta["step"] == int(found.step) == 1, file
+        assert "step_00000002 is damaged" in capsys.readouterr().out
+        put(tmp_path, 2)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "added", "no manifest"])
+def test_other_damage_is_found(tmp_path, damage):
+    """A file cut short, gone or added, or no manifest: the checkpoint before is used."""
+    put(tmp_path, 1)
+    put(tmp_path, 2)
+    newest = tmp_path / "step_00000002"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    if damage == "truncated":
+        largest.write_bytes(largest.read_bytes()[:-1])
+    elif damage == "missing":
+        largest.unlink()
+    elif damage == "added":
+        (newest / "arrays" / "more").write_text("x")
+    else:
+        (newest / "manifest.json").unlink()
+    assert restore(tmp_path, state(0))[1]["step"] == 1
+    assert "step_00000002.damaged" in names(tmp_path)
+
+
+def test_nothing_whole_is_an_error_not_a_fresh_start(tmp_path):
+    """Where every checkpoint is damaged, training does not silently begin anew."""
+    put(tmp_path, 1)
+    (tmp_path / "step_00000001" / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        restore(tmp_path, state(0))
+
+
+def test_a_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch):
+    """A save that fails before it is complete leaves what was there, and nothing else."""
+    put(tmp_path, 1)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "replace", fail)
+    with pytest.raises(CheckpointError, match="step 2 could not be written.*No space left"):
+        put(tmp_path, 2)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["step_00000001"]
+    (tmp_path / ".writing-abc").mkdir()  # what a kill leaves
+    assert restore(tmp_path, state(0))[1]["step"] == 1
+    assert names(tmp_path) == ["step_00000001"]

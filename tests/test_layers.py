@@ -1,0 +1,222 @@
+"""Layers against plain autodiff of the same formula, against flax's own, and over devices.
+
+Tolerances: float32 results are sums over the 3 * 4 * 6 values of a channel; float64 ones show
+that the rest is rounding.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hiercls_jax.models.layers import (
+    Classifier,
+    Conv,
+    NormRelu,
+    average_pool,
+    conv,
+    norm_relu,
+)
+
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+SHAPE = (8, 3, 4, 6)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """Both types, float64 under x64."""
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
+
+
+def data(dtype, shape=SHAPE):
+    """Return (x, weights of its result in a loss, scale, bias); channel 0 is all at ReLU's kink."""
+    rng = np.random.default_rng(0)
+    x, weights = (rng.normal(0.5, 2, shape).astype(dtype) for _ in range(2))
+    scale, bias = (rng.normal(1, 0.5, shape[-1]).astype(dtype) for _ in range(2))
+    scale[0] = bias[0] = 0
+    return x, weights, scale, bias
+
+
+def assert_close(actual, wanted, dtype):
+    """Two trees of arrays agree, in type too."""
+    jax.tree.map(
+        lambda a, w: np.testing.assert_allclose(
+            a, w, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], strict=True
+        ),
+        jax.device_get(actual),
+        jax.device_get(wanted),
+    )
+
+
+def plain(x, scale, bias):
+    """ReLU∘BatchNorm for autodiff, from Ioffe and Szegedy's Algorithm 1."""
+    mean, var = jnp.mean(x, (0, 1, 2), keepdims=True), jnp.var(x, (0, 1, 2), keepdims=True)
+    row = (1, 1, 1, -1)
+    normal = (x - mean) / jnp.sqrt(var + 1e-5)
+    return jax.nn.relu(normal * scale.reshape(row) + bias.reshape(row)), mean, var
+
+
+# Normalisation.
+
+
+def test_norm_relu_equals_autodiff_of_its_formula(dtype):
+    """Values, statistics and all three gradients of the hand-written VJP are autodiff's."""
+    x, weights, scale, bias = data(dtype)
+
+    def loss(function):
+        return lambda *args: jnp.sum(weights * function(*args)[0])
+
+    y, mean, var = jax.jit(norm_relu)(x, scale, bias)
+    assert_close((y, mean, var), jax.tree.map(lambda a: a.squeeze(), plain(x, scale, bias)), dtype)
+    ours = jax.jit(jax.grad(loss(norm_relu), (0, 1, 2)))(x, scale, bias)
+    assert_close(ours, jax.jit(jax.grad(loss(plain), (0, 1, 2)))(x, scale, bias), dtype)
+
+
+def test_norm_relu_equals_flax(dtype):
+    """A training step of NormRelu, running statistics included, is flax's BatchNorm and ReLU."""
+    x, weights, scale, bias = data(dtype)
+    params = {"scale": scale, "bias": bias}
+    stats = {"mean": bias, "var": scale**2}
+    flax_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+
+    def ours(params, x):
+        variables = {"params": params, "batch_stats": stats}
+        y, new = NormRelu().apply(variables, x, True, mutable=["batch_stats"])
+        return jnp.sum(weights * y), (y, new["batch_stats"])
+
+    def theirs(params, x):
+        variables = {"params": params, "batch_stats": stats}
+        y, new = flax_norm.apply(variables, x, False, mutable=["batch_stats"])
+        y = nn.relu(y)
+        return jnp.sum(weights * y), (y, new["batch_stats"])
+
+    (_, aux), grads = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(params, x)
+    (_, flax_aux), wanted = jax.jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(params, x)
+    assert_close(aux, flax_aux, dtype)
+    assert_close(grads, wanted, dtype)
+
+
+def test_prediction_uses_the_running_statistics(dtype):
+    """In evaluation NormRelu is flax's BatchNorm on running averages, and changes none."""
+    x, _, scale, bias = data(dtype)
+    stats = {"mean": bias, "var": scale**2 + np.asarray(0.1, dtype)}
+    variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+    y, new = NormRelu().apply(variables, x, False, mutable=["batch_stats"])
+    assert_close(y, nn.relu(nn.BatchNorm(True, epsilon=1e-5).apply(variables, x)), dtype)
+    assert_close(new.get("batch_stats", stats), stats, dtype)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_norm_relu_over_devices_equals_one_device(dtype, devices):
+    """Spread over devices, values, statistics and gradients are those of the whole batch on one.
+
+    The loss is the mean over devices of each one's mean; gradients of parameters are averaged over
+    devices as the training step does; the gradient of an image is that of the sum over devices.
+    """
+    x, weights, scale, bias = data(dtype)
+    params = {"scale": scale, "bias": bias}
+    stats = {"mean": bias, "var": scale**2}
+
+    def step(axis_name, x, weights):
+        def loss(params, x):
+            variables = {"params": params, "batch_stats": stats}
+            module = NormRelu(axis_name)
+            y, new = module.apply(variables, x, True, mutable=["batch_stats"])
+            return jnp.mean(weights * y), (y, new["batch_stats"])
+
+        (d_params, dx), aux = jax.grad(loss, (0, 1), has_aux=True)(params, x)
+        if axis_name is not None:
+            d_params = jax.lax.pmean(d_params, axis_name)
+        return d_params, dx, aux
+
+    wanted = jax.jit(lambda *args: step(None, *args))(x, weights)
+    spread = jax.pmap(lambda *a: step("i", *a), "i", devices=jax.devices()[:devices])
+    d_params, dx, (y, new) = spread(*(a.reshape(devices, -1, *SHAPE[1:]) for a in (x, weights)))
+    for replica in range(devices):
+        got = jax.tree.map(lambda a: a[replica], (d_params, new))  # noqa: B023
+        assert_close(got, (wanted[0], wanted[2][1]), dtype)
+    assert_close(y.reshape(SHAPE), wanted[2][0], dtype)
+    assert_close(dx.reshape(SHAPE) / devices, wanted[1], dtype)
+
+
+def test_momentum_epsilon_and_initial_values():
+    """Scale 1, bias 0, statistics 0 and 1, untouched by initialisation; momentum 0.9, ε 1e-5."""
+    # Mean 3, variance 1e-5: what is normalised is ±1/√2 where ε is 1e-5 too.
+    x = 3 + np.sqrt(1e-5, dtype=np.float32) * np.float32([1, -1]).reshape(2, 1, 1, 1)
+    variables = NormRelu().init(jax.random.key(0), x, True)
+    assert jax.tree.map(float, jax.tree.map(jnp.squeeze, variables)) == {
+        "params": {"scale": 1.0, "bias": 0.0},
+        "batch_stats": {"mean": 0.0, "var": 1.0},
+    }
+    y, new = NormRelu().apply(variables, x, True, mutable=["batch_stats"])
+    # x itself is rounded to 2e-7, 1e-4 of its deviation.
+    np.testing.assert_allclose(y.squeeze(), [np.sqrt(0.5), 0], atol=1e-3)
+    np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * 3, rtol=1e-6)
+    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * 1e-5, rtol=1e-6)
+
+
+def test_statistics_carry_no_gradient():
+    """The returned statistics are for the running averages: a loss on them moves nothing."""
+    x, _, scale, bias = data("float32")
+    gradient = jax.grad(lambda x: sum(jnp.sum(a) for a in norm_relu(x, scale, bias)[1:]))(x)
+    assert not np.any(gradient)
+
+
+# Convolution, pooling, classifier.
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("stride", "size"), [(1, 8), (2, 8), (2, 7)])
+def test_conv_equals_flax(kernel, stride, size, dtype):
+    """Values and both gradients are those of flax's Conv, padded by half a kernel on each side."""
+    x, *_ = data(dtype, (2, size, size, 3))
+    weights = data(dtype, (kernel, kernel, 3, 5))[0]
+    padding = kernel // 2
+    theirs = nn.Conv(5, (kernel, kernel), stride, padding=padding, use_bias=False)
+
+    def flax_conv(x, weights):
+        return theirs.apply({"params": {"kernel": weights}}, x)
+
+    def with_gradients(function):
+        def loss(x, weights):
+            y = function(x, weights)
+            return jnp.mean(y**2), y
+
+        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, weights)
+
+    gradients, got = with_gradients(lambda x, weights: conv(x, weights, stride))
+    assert got.shape == (2, -(-size // stride), -(-size // stride), 5)
+    assert_close((gradients, got), with_gradients(flax_conv), dtype)
+
+
+def test_conv_is_initialised_as_he_et_al():
+    """Kernels are normal with variance 2 / (k² · outputs), not truncated; there is no bias."""
+    variables = Conv(64, 3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 32)))
+    assert list(variables["params"]) == ["kernel"]
+    kernel = variables["params"]["kernel"]
+    assert kernel.shape == (3, 3, 32, 64)
+    # 18,432 draws: the standard error of the deviation is 0.5 %, of the mean 0.7 % of it.
+    deviation = np.sqrt(2 / (9 * 64))
+    assert np.std(kernel) == pytest.approx(deviation, rel=0.02)
+    assert abs(np.mean(kernel)) < 0.03 * deviation
+    # Of a normal distribution 0.27 % lie beyond 3 deviations; of a truncated one none.
+    assert 0.001 < np.mean(np.abs(kernel) > 3 * deviation) < 0.005
+
+
+def test_classifier_averages_and_multiplies():
+    """The classifier is the mean over positions times a kernel plus a bias."""
+    x = data("float32")[0]
+    rng = np.random.default_rng(1)
+    params = {"kernel": rng.normal(size=(6, 5)), "bias": rng.normal(size=5)}
+    params = {name: value.astype(np.float32) for name, value in params.items()}
+    wanted = x.astype(np.float64).mean((1, 2)) @ params["kernel"] + params["bias"]
+    got = Classifier(5).apply({"params": params}, x)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_average_pool_halves():
+    """Each result is the mean of a 2x2 square."""
+    x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(average_pool(x)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])

@@ -1,0 +1,186 @@
+"""A run that is killed, stopped and resumed is the run that was never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import small
+from PIL import Image
+
+HERE = Path(__file__).parent
+CONFIG = HERE.parent / "configs" / "merge1.py"
+STEPS = 36  # four epochs of nine steps
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """An image folder of four classes, 24 training and 5 test images each, and its hierarchy."""
+    root = tmp_path_factory.mktemp("images")
+    for name, count in (("train", 96), ("test", 20)):
+        data = small.split(count, seed=len(name))
+        for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            folder = root / name / small.HIERARCHY.names[1][label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i:03}.png")
+    (root / "tree.csv").write_text(
+        "class,parent\nblack,dark\ngrey,dark\nsilver,light\nwhite,light\n"
+    )
+    return root
+
+
+def start(images, workdir, *more):
+    """Start a run that saves a checkpoint after nearly every step."""
+    command = [
+        sys.executable, str(HERE / "small_run.py"),
+        f"--config={CONFIG}:arch=toy4,dataset=folder,epochs=4,batch=8",
+        f"--config.workdir={workdir}", f"--config.data.dir={images}",
+        f"--config.data.hierarchy={images / 'tree.csv'}", "--config.data.image_size=8",
+        "--config.data.validation=0.25", "--config.run.log_every=4", "--config.run.cpu_devices=2",
+        "--config.run.save_minutes=0.00001", "--config.optimizer.warmup_steps=3", *more,
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+        "XDG_CACHE_HOME": str(images / "cache"),
+    }
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def finish(process) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=240)
+    return process.returncode, out
+
+
+def wait_for_step(process, workdir, step):
+    """Wait until the run has saved its state after `step` or later."""
+    while process.poll() is None:
+        steps = [int(path.name[5:13]) for path in (workdir / "checkpoints").glob("step_*")]
+        if steps and max(steps) >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"the run ended before step {step}: {process.stdout.read()}")
+
+
+def final_state(workdir) -> dict:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(workdir / "checkpoints" / f"step_{STEPS:08d}" / "arrays")
+
+
+def records(workdir) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines]
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in kept]
+
+
+@pytest.fixture(scope="module")
+def runs(images, tmp_path_factory):
+    """One run left alone; one killed at two steps, stopped at a third, and then left alone."""
+    whole = tmp_path_factory.mktemp("whole") / "run"
+    status, out = finish(start(images, whole))
+    assert status == 0, out
+    broken = tmp_path_factory.mktemp("broken") / "run"
+    rng = np.random.default_rng(time.time_ns())  # another place in every run of this test
+    steps = np.sort(rng.integers(1, STEPS - 8, 3))
+    for step in steps[:2]:
+        process = start(images, broken)
+        wait_for_step(process, broken, step)
+        process.kill()
+        assert finish(process)[0] == -signal.SIGKILL
+    process = start(images, broken)
+    wait_for_step(process, broken, steps[2])
+    process.send_signal(signal.SIGTERM)
+    stopped = finish(process)
+    ended = finish(start(images, broken))
+    return {
+        "whole": whole,
+        "broken": broken,
+        "stopped": stopped,
+        "ended": ended,
+        "steps": steps,
+    }
+
+
+def test_resumed_parameters_are_bit_for_bit_those_of_an_undisturbed_run(runs):
+    """After SIGKILL at two random steps and SIGTERM at a third, every array is the same bits."""
+    import jax
+
+    whole, broken = final_state(runs["whole"]), final_state(runs["broken"])
+    assert jax.tree.structure(whole) == jax.tree.structure(broken)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(broken), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=str(runs["steps"]))
+
+
+def test_metrics_have_no_line_twice_or_missing(runs):
+    """`metrics.jsonl` of the broken run holds the records of the undisturbed one, in order."""
+    whole = records(runs["whole"])
+    assert [r["step"] for r in whole if r["split"] == "train"] == [4, 8, 9, 12, 16, 18, 20, 24, 27,
+                                                                 28, 32, 36]  # fmt: skip
+    assert records(runs["broken"]) == whole, runs["steps"]
+
+
+def test_sigterm_saves_and_exits_with_143(runs):
+    """SIGTERM ends the run with status 143 and a line that says where, and what to do."""
+    status, out = runs["stopped"]
+    assert status == 143, out
+    assert "stopped by SIGTERM after step" in out
+    assert "same command again" in out
+    assert runs["ended"][0] == 0
+    assert "resuming after step" in runs["ended"][1]
+
+
+def test_a_run_leaves_every_file_and_says_that_it_is_finished(images, runs):
+    """All outputs are there, nothing half-written beside them; the same command says finished."""
+    left = {path.name for path in runs["whole"].iterdir()}
+    assert left == {
+        "alpha_curve.png", "alpha_curve.svg", "checkpoints", "config.json", "hierarchy.json",
+        "metrics.jsonl", "predictions.npz", "results.json", "scatter.png", "scatter.svg",
+        "tensorboard",
+    }  # fmt: skip
+    before = (runs["whole"] / "results.json").read_bytes()
+    status, out = finish(start(images, runs["whole"]))
+    assert (status, "is finished" in out) == (0, True), out
+    assert (runs["whole"] / "results.json").read_bytes() == before
+
+
+def test_results_hold_what_the_predictions_say(runs):
+    """Errors in `results.json` at alpha 0 are those of the arrays in `predictions.npz`."""
+    results = json.loads((runs["whole"] / "results.json").read_text())
+    assert results["images"] == {"test": 20, "validation": 24}
+    assert results["steps"] == {"merge1": STEPS}
+    with np.load(runs["whole"] / "predictions.npz", allow_pickle=False) as file:
+        for level in ("coarse", "fine"):
+            p, labels = file[f"test/p_{level}"], file[f"test/labels_{level}"]
+            assert p.dtype == np.float32
+            expected = np.mean(p.argmax(axis=1) != labels)
+            assert results["test_error"]["alpha=0"][level] == pytest.approx(expected)
+
+
+def test_evaluate_repeats_the_report_from_the_checkpoint(images, runs):
+    """`--mode=evaluate` predicts the same from the last checkpoint, without training."""
+    folder = runs["broken"]
+    expected = dict(np.load(folder / "predictions.npz", allow_pickle=False))
+    (folder / "predictions.npz").unlink()
+    status, out = finish(start(images, folder, "--mode=evaluate"))
+    assert status == 0, out
+    found = dict(np.load(folder / "predictions.npz", allow_pickle=False))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value)
+
+
+def test_a_workdir_of_another_config_is_refused(images, runs):
+    """Another learning rate in the same workdir is refused in one line per differing field."""
+    more = "--config.optimizer.learning_rate=0.5"
+    status, out = finish(start(images, runs["whole"], more))
+    assert status == 1
+    assert "optimizer.learning_rate: 0.1 there, 0.5 here" in out
+    assert "Traceback" not in out

@@ -1,0 +1,165 @@
+"""The training step, the prediction step, and what they do on several devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import HIERARCHY, Recipe, schedule, split, task
+
+from hiercls_jax.training import parallel
+from hiercls_jax.training.feed import fed, make_feed
+from hiercls_jax.training.loop import Predictor
+from hiercls_jax.training.optimizer import make_optimizer, make_schedule
+from hiercls_jax.training.state import create
+from hiercls_jax.training.step import make_train_step
+
+STEPS = 5
+SHAPE = (8, 8, 3)
+
+
+def batches(count=STEPS, size=8):
+    data = split(count * size)
+    for i in range(count):
+        part = slice(i * size, (i + 1) * size)
+        positions = np.arange(size, dtype=np.int32)
+        yield {"images": data.images[part], "labels": data.labels[part], "positions": positions}
+
+
+def run_on(devices: int, a_task):
+    state = create(a_task.network, a_task.optimizer, jax.random.key(1), SHAPE)
+    state = parallel.replicate(jax.device_get(state), devices)
+    step = parallel.pmap(make_train_step(a_task), donate=True, devices=devices)
+    records = []
+    for batch in batches():
+        state, metrics = step(state, parallel.shard(batch, devices))
+        records.append({key: float(value[0]) for key, value in metrics.items()})
+    return state, records
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Five steps of the same batches on 1, 2 and 4 devices, with augmentation."""
+    return {devices: run_on(devices, task()) for devices in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_device_count_does_not_change_training(runs, devices):
+    """Losses and state after five augmented steps are those of one device.
+
+    Only the order of float32 sums differs: 1e-5 a step, grown by five steps through batch
+    statistics of 8 images.
+    """
+    one, records = runs[1]
+    many, many_records = runs[devices]
+    losses = [[record["loss"] for record in run] for run in (records, many_records)]
+    np.testing.assert_allclose(*losses, rtol=2e-4)
+    for a, b in zip(
+        jax.tree.leaves(parallel.unreplicate(one)),
+        jax.tree.leaves(parallel.unreplicate(many)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(b, a, rtol=2e-3, atol=2e-4)
+
+
+def test_replicas_are_identical(runs):
+    """Every leaf of the state, batch statistics and momenta included, is the same bits on each
+    of four devices."""
+    state, _ = runs[4]
+    leaves = jax.tree.leaves(state)
+    assert len(leaves) > 30
+    for leaf in leaves:
+        copies = np.asarray(leaf)
+        assert len(copies) == 4
+        for copy in copies[1:]:
+            np.testing.assert_array_equal(copy, copies[0])
+
+
+def test_metrics_are_sums_over_the_global_batch(runs):
+    """`count` is the global batch, errors are counted over it, and the loss is the levels' sum."""
+    first = {devices: records[0] for devices, (_, records) in runs.items()}
+    for record in first.values():
+        assert record["count"] == 8
+        assert record["errors_fine"] == first[1]["errors_fine"] <= 8
+        total = record["loss_coarse"] + record["loss_fine"]
+        assert record["loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_loss_weights_scale_each_level():
+    """A weight of 0 on coarse leaves its branch without loss gradient; only L2 moves it."""
+    still = task(recipe=Recipe(weight_decay=0.0))
+    still.weights["coarse"] = 0.0
+    before = create(still.network, still.optimizer, jax.random.key(1), SHAPE)
+    before = parallel.replicate(jax.device_get(before), 1)
+    step = parallel.pmap(make_train_step(still), devices=1)
+    after, _ = step(before, parallel.shard(next(batches()), 1))
+    before, after = parallel.unreplicate(before.params), parallel.unreplicate(after.params)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before["coarse"], after["coarse"])))
+    kernel = ("fine", "classifier", "kernel")
+    assert not np.array_equal(*(tree[kernel[0]][kernel[1]][kernel[2]] for tree in (before, after)))
+
+
+def test_resident_and_host_fed_batches_train_alike():
+    """Images looked up in device memory give the same state as images sent from the host."""
+    a_task, data = task(), split(40)
+    state = jax.device_get(create(a_task.network, a_task.optimizer, jax.random.key(1), SHAPE))
+    step = parallel.pmap(fed(make_train_step(a_task)))
+    indices = np.array([3, 1, 39, 7, 22, 10, 11, 0])
+    results = [
+        parallel.unreplicate(step(parallel.replicate(state), make_feed(data, resident)(indices))[0])
+        for resident in (False, True)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("batch", [4, 12, 64])
+def test_predictions_do_not_depend_on_the_batch(batch):
+    """Each of 50 images is predicted exactly once, alike for every batch size, and sums to 1."""
+    a_task = task()
+    state = create(a_task.network, a_task.optimizer, jax.random.key(1), SHAPE)
+    state = parallel.replicate(jax.device_get(state))
+    expected = Predictor(a_task, 8)(state, split(50))
+    found = Predictor(a_task, batch)(state, split(50))
+    for level, size in zip(HIERARCHY.levels, HIERARCHY.sizes, strict=True):
+        assert found[level].shape == (50, size)
+        assert found[level].dtype == np.float32
+        np.testing.assert_allclose(found[level], expected[level], atol=1e-6)  # float32 sums
+        np.testing.assert_allclose(found[level].sum(axis=1), 1, atol=1e-6)
+
+
+def test_resnet_recipe():
+    """0.01 for 400 steps, then 0.1, ÷10 at 32k and again at 48k of 64k steps (He et al. 2016)."""
+    recipe = Recipe(learning_rate=0.1, warmup_steps=400, warmup_learning_rate=0.01)
+    rate = make_schedule(recipe, 64_000)
+    at = {0: 0.01, 399: 0.01, 400: 0.1, 31_999: 0.1, 32_001: 0.01, 47_999: 0.01, 48_001: 0.001}
+    for step, expected in at.items():
+        assert float(rate(step)) == pytest.approx(expected), step
+
+
+def test_shorter_runs_keep_the_schedule_s_shape():
+    """A run of a tenth of the steps decays at a tenth of the steps."""
+    rate = make_schedule(Recipe(learning_rate=0.1), 100)
+    assert [float(rate(s)) for s in (0, 49, 51, 74, 76)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001]
+    )
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_optimizer_is_sgd_with_l2_on_all_parameters(nesterov):
+    """Three updates equal the textbook recursion with L2 in the gradient, biases included."""
+    recipe = Recipe(nesterov=nesterov, weight_decay=0.1, decay_at=())
+    optimizer = make_optimizer(recipe, 10)
+    w, grads = {"bias": jnp.array([1.0, -2.0])}, [0.5, -0.25, 0.125]
+    state, expected, velocity = optimizer.init(w), np.array([1.0, -2.0]), np.zeros(2)
+    for g in grads:
+        updates, state = optimizer.update({"bias": jnp.full(2, g)}, state, w)
+        w = jax.tree.map(lambda x, u: x + u, w, updates)
+        gradient = g + 0.1 * expected
+        velocity = 0.9 * velocity + gradient
+        expected = expected - 0.05 * (gradient + 0.9 * velocity if nesterov else velocity)
+    np.testing.assert_allclose(w["bias"], expected, rtol=1e-6)
+
+
+def test_schedule_drops_the_last_partial_batch():
+    """50 images in batches of 8 are six steps an epoch."""
+    assert schedule().steps_per_epoch(50) == 6
