@@ -1,7 +1,11 @@
 """Two networks on the same input with a summed loss (Figure 2d).
 
-    python -m hiercls_jax.main --config=configs/merge0.py          ResNet-164 on CIFAR-100, 3.43 M parameters
-    python -m hiercls_jax.main --config=configs/merge0.py:quick    minutes on a CPU, no download
+    python -m hiercls_jax.main --config=configs/merge0.py
+        ResNet-164 on CIFAR-100, 3.43 M parameters
+    python -m hiercls_jax.main --config=configs/merge0.py:cpu
+        a small ResNet on CIFAR-100, half an hour on two CPU cores
+    python -m hiercls_jax.main --config=configs/merge0.py:quick
+        the embedded data, minutes on a CPU, no download
 
 Expected error: 24.3 % fine for one ResNet-164 (He et al. 2016, all of train); the paper gives its
 own as figures only. Expected time: the run says after its first steps what it will take; the full
