@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from hiercls_jax.adaptation.decision import expected_lca_height, minimum_risk
+from hiercls_jax.adaptation.decision import expected_lca_height, lca_steps, minimum_risk
 from hiercls_jax.evaluation.metrics import hierarchical_distance, lca_height
 from hiercls_jax.hierarchy import Hierarchy
 
@@ -54,6 +54,17 @@ def test_costs_are_the_matrix_product(hierarchy):
     costs = expected_lca_height(p, hierarchy)
     np.testing.assert_allclose(costs, costs_by_matrix(p, hierarchy), atol=ABSOLUTE)
     assert np.min(costs) >= 0
+
+
+@trees
+def test_steps_lead_from_the_root_to_every_leaf(hierarchy):
+    """No step is negative, a leaf's copies in lower cuts have none, and all paths have one sum."""
+    steps, labels = lca_steps(hierarchy), hierarchy.labels(np.arange(hierarchy.num_leaves))
+    for size, step in zip(hierarchy.sizes, steps, strict=True):
+        assert (step[:size] >= 1).all()
+        assert (step[size:] == 0).all()
+    paths = sum(step[ids] for step, ids in zip(steps, labels, strict=True))
+    assert set(paths.tolist()) == {hierarchy.num_levels}
 
 
 @trees

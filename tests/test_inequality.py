@@ -160,6 +160,16 @@ def test_results_stay_between_the_sides(rule, problem, alpha):
 
 
 @every_rule
+def test_nothing_cancels_to_less_than_0_next_to_alpha_2(rule):
+    """At the last float32 before α = 2, where a side is 0 and nearly reached, none is negative."""
+    alpha = 2 - np.arange(21, dtype=np.float32)[:, None] * 2.0**-23
+    values = np.random.default_rng(0).random((200, C), np.float32)
+    nothing, s = np.zeros_like(values), np.arange(C)
+    for sides in ((nothing, values), (values, nothing)):
+        assert min(np.min(p) for p in RULES[rule](*sides, s, alpha)) >= 0
+
+
+@every_rule
 @given(problem=problems(wide=True), alpha=alphas)
 def test_everything_is_finite(rule, problem, alpha):
     """Values and gradients are finite and values not negative, at every scale of the masses."""

@@ -83,11 +83,10 @@ def _expected_lca_height(p_leaf, parents, steps):
     mass = [jnp.moveaxis(p_leaf, -1, 0)]  # a segment sum is fastest over the leading axis
     for ids, step in zip(reversed(parents), reversed(steps[:-1]), strict=True):
         mass.insert(0, jax.ops.segment_sum(mass[0], ids, len(step)))
-    outside = [mass[0].sum(axis=0, keepdims=True) - m for m in mass]
-    # Not below 0 by a rounding; the gradient is that of the sum.
-    outside = [x - jax.lax.stop_gradient(jnp.minimum(x, 0)) for x in outside]
+    total = mass[0].sum(axis=0, keepdims=True)  # no sum of some of its terms rounds to more
     costs = [
-        jnp.expand_dims(step, range(1, x.ndim)) * x for step, x in zip(steps, outside, strict=True)
+        jnp.expand_dims(step, range(1, m.ndim)) * (total - m)
+        for step, m in zip(steps, mass, strict=True)
     ]
     cost = costs[0]
     for ids, below in zip(parents, costs[1:], strict=True):
