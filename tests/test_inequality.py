@@ -160,13 +160,19 @@ def test_results_stay_between_the_sides(rule, problem, alpha):
 
 
 @every_rule
-def test_nothing_cancels_to_less_than_0_next_to_alpha_2(rule):
-    """At the last float32 before α = 2, where a side is 0 and nearly reached, none is negative."""
-    alpha = 2 - np.arange(21, dtype=np.float32)[:, None] * 2.0**-23
-    values = np.random.default_rng(0).random((200, C), np.float32)
-    nothing, s = np.zeros_like(values), np.arange(C)
-    for sides in ((nothing, values), (values, nothing)):
-        assert min(np.min(p) for p in RULES[rule](*sides, s, alpha)) >= 0
+def test_alpha_2_exchanges_the_sides_exactly(rule):
+    """At α = 2 an only child and its parent swap their values, be one of them tiny: none cancels.
+
+    Where they violate the rule, that is: either way round where children are exhaustive.
+    """
+    small, large = np.float32([1e-30, 1e-10, 0.1, 0]), np.float32([0.9, 0.7, 0.3, 1])
+    s = np.arange(C)
+    for p_coarse, p_fine in ((small, large), (large, small)):
+        coarse, fine = run(rule, p_coarse, p_fine, s, 2)
+        broken = p_fine is large or rule == "exhaustive"
+        expected = (p_fine, p_coarse) if broken else (p_coarse, p_fine)
+        for got, wanted in zip((coarse, fine), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
 
 
 @every_rule

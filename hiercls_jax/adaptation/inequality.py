@@ -140,7 +140,7 @@ def _multilabel(p_coarse, p_fine, s, alpha, exhaustive):
         coarse, fine = _algorithm_1(p > q, p, f, q, s, beta)
     m = jax.ops.segment_max(f, s, len(p))
     excess = m > p
-    # (1-α) f + α t with 2t = p + m, written so that it never cancels to less than 0.
+    # (1-α) f + α t with 2t = p + m, all terms positive: near α = 2 the other form cancels.
     lowered = _mix(f, p[s] + (m[s] - f), beta)
     coarse = jnp.where(excess, _mix(p, m, beta), coarse)
     fine = jnp.where(excess[s] & (f > (p + m)[s] / 2), lowered, fine)
