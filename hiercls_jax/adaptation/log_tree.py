@@ -53,7 +53,8 @@ def adjust_tree_log(
     >>> animals = ("cat", "dog"), ("lynx", "lion", "pug")
     >>> pets = Hierarchy(("kind", "animal"), animals, ((0, 0, 1),))
     >>> logits = [[0.0, 500.0], [-1000.0, -1001.0, 0.0]]
-    >>> [p.round(1).tolist() for p in adjust_tree_log(log_marginals(logits, pets), pets, 1.0)]
+    >>> adapted = adjust_tree_log(log_marginals(logits, pets), pets, 1.0)
+    >>> [[round(float(x), 1) for x in level] for level in adapted]
     [[-500.7, 0.0], [-501.0, -502.0, 0.0]]
     """
     return _adjust(*checked(log_probs, hierarchy, alpha, weights))
