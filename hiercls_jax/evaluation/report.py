@@ -8,7 +8,7 @@ from hiercls_jax.adaptation.alpha import alpha_search, bootstrap_interval
 from hiercls_jax.adaptation.error_curve import error_curves
 from hiercls_jax.adaptation.tree import adjust_tree, largest_alpha
 from hiercls_jax.evaluation import figures
-from hiercls_jax.evaluation.metrics import coherence_gap
+from hiercls_jax.evaluation.metrics import child_sums, coherence_gap
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
 
@@ -34,9 +34,7 @@ def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy) -> dict:
     evidence = {split: _evidence(p, hierarchy) for split, p in splits.items()}
     if "validation" in splits:
         alpha = alpha_search(*evidence["validation"], largest=largest).alpha
-        interval = bootstrap_interval(
-            *evidence["validation"], largest=largest, resamples=RESAMPLES
-        )
+        interval = bootstrap_interval(*evidence["validation"], largest=largest, resamples=RESAMPLES)
         chosen = {"alpha_chosen_on": "validation", "alpha_interval": list(interval)}
     else:
         alpha, chosen = 1.0, {"alpha_chosen_on": "nothing: no validation split, set to 1"}
@@ -98,30 +96,25 @@ def draw(folder: Path, results: dict, test: Predictions, hierarchy: Hierarchy, t
     """Write `alpha_curve` and `scatter` as `.png` and `.svg` into `folder`."""
     curve = results["curve"]
     errors = {level: curve[f"test_error_{level}"] for level in hierarchy.levels}
-    tuned = results["alpha"] if "validation_error" in results else None
+    held_out = "validation_error" in results
+    tuned = (results["alpha"], results["test_error"]["tuned"]) if held_out else None
     figures.alpha_curve(folder / "alpha_curve", np.array(curve["alpha"]), errors, tuned, title)
 
     upper, lower = hierarchy.levels[-2:]
     parents = hierarchy.parents[-1]
     before, after = _adapted(test, hierarchy, results["alpha"])
     # The class whose two answers differ most: where there is most to see.
-    shown = int(np.argmax(np.abs(before[-2] - _sum_children(before[-1], parents)).mean(axis=0)))
+    shown = int(np.argmax(np.abs(before[-2] - child_sums(before[-1], parents)).mean(axis=0)))
     figures.scatter(
         folder / "scatter",
         before[-2][:, shown],
-        _sum_children(before[-1], parents)[:, shown],
+        child_sums(before[-1], parents)[:, shown],
         after[-2][:, shown],
-        _sum_children(after[-1], parents)[:, shown],
+        child_sums(after[-1], parents)[:, shown],
         test.labels[upper] == shown,
         hierarchy.names[-2][shown],
         upper,
     )
-
-
-def _sum_children(p_lower, parents):
-    order = np.argsort(parents, kind="stable")
-    starts = np.searchsorted(parents[order], np.arange(parents.max() + 1))
-    return np.add.reduceat(p_lower[:, order], starts, axis=1)
 
 
 def _gaps(probs, hierarchy: Hierarchy) -> dict[str, float]:
