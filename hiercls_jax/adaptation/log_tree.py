@@ -116,7 +116,7 @@ def _log_share(x, s, num_groups):
     whole = log_group_sum(x, s, num_groups)
     empty = jnp.isneginf(whole)
     size = column(jax.ops.segment_sum(jnp.ones(len(s), x.dtype), s, num_groups), x)
-    return jnp.where(empty[s], -jnp.log(size)[s], x - jnp.where(empty, 0, whole)[s])
+    return jnp.where(empty[s], -jnp.log(size)[s], x - whole[s])
 
 
 LOGARITHMS = Arithmetic(jnp.log, _log_add, operator.add, log_group_sum, _log_share)
