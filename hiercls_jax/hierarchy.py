@@ -3,14 +3,18 @@
 A hierarchy is a stack of levels, coarsest first, every class of a level below the first having
 exactly one parent in the level above, and every class above the last level at least one child.
 The map from fine to coarse classes is the paper's `s` (Section 3.1).
+
+In a ragged hierarchy classes above the last level may be childless: they are leaves as the
+classes of the last level are. What partitions the samples is then not a level but a cut.
 """
 
 import csv
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from reprlib import repr as shortened
 
 import numpy as np
 
@@ -30,9 +34,12 @@ class Hierarchy:
       names: class names, one sequence per level; unique within their level.
       parents: L - 1 integer sequences; `parents[l][j]` in `[0, len(names[l]))` is the index,
         in level `l`, of the parent of class `j` of level `l + 1`.
+      ragged: whether classes above the last level may be childless. The field says afterwards
+        whether one is.
 
     Raises:
-      HierarchyError: for wrong lengths, duplicate names, ids out of range and childless classes.
+      HierarchyError: for wrong lengths, duplicate names, ids out of range and, unless `ragged`,
+        childless classes.
 
     >>> animals = ('cat', 'dog'), ('lynx', 'pug', 'lion')
     >>> pets = Hierarchy(('kind', 'animal'), animals, ((0, 1, 0),))
@@ -40,27 +47,46 @@ class Hierarchy:
     (2, 3)
     >>> [labels.tolist() for labels in pets.labels(np.array([2, 1]))]
     [[0, 1], [2, 1]]
+
+    A ragged one: the dog is a leaf of the first level, and the third leaf of the tree.
+
+    >>> pets = Hierarchy(('kind', 'animal'), (('cat', 'dog'), ('lynx', 'lion')), ((0, 0),), True)
+    >>> pets.cut(1).tolist(), pets.leaf_names
+    ([[1, 0], [1, 1], [0, 1]], ('lynx', 'lion', 'dog'))
+    >>> [labels.tolist() for labels in pets.labels(np.array([2, 1]))]
+    [[1, 0], [2, 1]]
     """
 
     levels: tuple[str, ...]
     names: tuple[tuple[str, ...], ...]
     parents: tuple[np.ndarray, ...]
+    ragged: bool = False
 
     def __post_init__(self):
         _check_lists(self.levels, self.names, self.parents)
+        if not isinstance(self.ragged, bool):
+            raise HierarchyError(f"ragged: expected true or false, got {shortened(self.ragged)}")
         object.__setattr__(self, "levels", tuple(self.levels))
         object.__setattr__(self, "names", tuple(tuple(level) for level in self.names))
         _check_shape(self.levels, self.names, self.parents)
         for level, names in zip(self.levels, self.names, strict=True):
-            _check_names(f"level '{level}'", names)
-        parents = []
+            check_names(f"level '{level}'", names)
+        parents, ragged = [], False
         for i, ids in enumerate(self.parents):
             above, below = self.levels[i], self.levels[i + 1]
             what = f"parents of level '{below}' (ids into level '{above}')"
-            ids = check_parents(ids, len(self.names[i]), what, self.names[i])
+            ids = _check_ids(ids, len(self.names[i]), what)
+            childless = np.flatnonzero(_is_childless(ids, len(self.names[i])))
+            if childless.size and not self.ragged:
+                raise HierarchyError(
+                    f"{what}: class {childless[0]} ('{self.names[i][childless[0]]}') has no "
+                    "children; remove it, give it at least one, or pass ragged=True"
+                )
+            ragged |= childless.size > 0
             ids.setflags(write=False)
             parents.append(ids)
         object.__setattr__(self, "parents", tuple(parents))
+        object.__setattr__(self, "ragged", ragged)
 
     @property
     def num_levels(self) -> int:
@@ -73,31 +99,98 @@ class Hierarchy:
         return tuple(len(names) for names in self.names)
 
     @property
+    def num_leaves(self) -> int:
+        """Number of leaves, the classes without children: the last level's, where not ragged."""
+        return len(self.cut(-1))
+
+    @property
+    def leaf_names(self) -> tuple[str, ...]:
+        """Name of each leaf, by leaf id: the order of the last level's cut."""
+        return tuple(self.names[level][i] for level, i in self.cut(-1))
+
+    @property
     def fine_to_coarse(self) -> np.ndarray:
-        """The paper's `s`: int32 `[F]`, the first-level class of each last-level class."""
+        """The paper's `s`: int32 `[F]`, the first-level class of each last-level class.
+
+        Not of a ragged hierarchy; see `ancestors`.
+        """
         return self.ancestors(0)
 
     def ancestors(self, level: int) -> np.ndarray:
-        """Return int32 `[F]`: the class in `level` above each class of the last level."""
+        """Return int32 `[F]`: the class in `level` above each class of the last level.
+
+        Raises:
+          HierarchyError: in a ragged hierarchy, whose leaves are not the last level alone.
+        """
+        level = self._index(level)
+        if self.ragged:
+            raise HierarchyError(
+                f"the hierarchy is ragged: its {self.num_leaves} leaves are not the "
+                f"{self.sizes[-1]} classes of level '{self.levels[-1]}'; use "
+                "labels(np.arange(num_leaves)), positions in each level's cut"
+            )
+        return self.labels(np.arange(self.sizes[-1]))[level]
+
+    def is_leaf(self, level: int) -> np.ndarray:
+        """Return bool `[N_l]`: which classes of `level` have no children."""
+        level = self._index(level)
+        size = len(self.names[level])
+        if level == self.num_levels - 1:
+            return np.ones(size, bool)
+        return _is_childless(self.parents[level], size)
+
+    def cut(self, level: int) -> np.ndarray:
+        """Return int32 `[K, 2]`, rows (level, class): a partition of the samples at `level`.
+
+        The N_l classes of `level` in order, then the leaves of the levels above, coarsest level
+        first, by index. Every leaf of the tree lies under exactly one row.
+        """
+        level = self._index(level)
+        parts = [(level, np.arange(len(self.names[level])))]
+        parts += [(above, np.flatnonzero(self.is_leaf(above))) for above in range(level)]
+        rows = [np.stack([np.full_like(ids, where), ids], axis=1) for where, ids in parts]
+        return np.concatenate(rows).astype(np.int32)
+
+    def cut_parents(self, level: int) -> np.ndarray:
+        """Return int32: for each row of `cut(level + 1)`, the row of `cut(level)` above it.
+
+        `parents[level]`, followed by the leaves above: each is its own row in both cuts.
+        """
+        level = self._index(self._index(level) + 1) - 1
+        leaves_above = np.arange(len(self.names[level]), len(self.cut(level)))
+        leaves = np.flatnonzero(self.is_leaf(level))
+        return np.concatenate([self.parents[level], leaves_above, leaves], dtype=np.int32)
+
+    def labels(self, leaf_ids: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return int32 `[N]` labels for every level, coarsest first, from those of leaves `[N]`.
+
+        Args:
+          leaf_ids: integer `[N]` in `[0, num_leaves)`, positions in the last level's cut: the
+            classes of the last level and, in a ragged hierarchy, the leaves above it.
+
+        Returns:
+          Per level the position in that level's cut: where the level has no leaves above it, a
+          class of the level.
+        """
+        leaf_ids = np.asarray(leaf_ids)
+        if not np.issubdtype(leaf_ids.dtype, np.integer):
+            raise HierarchyError(f"labels are integers, not {leaf_ids.dtype}")
+        count = self.num_leaves
+        if leaf_ids.size and (leaf_ids.min() < 0 or leaf_ids.max() >= count):
+            bad = leaf_ids.min() if leaf_ids.min() < 0 else leaf_ids.max()
+            what = f"level '{self.levels[-1]}' has {count} classes"
+            if self.ragged:
+                what = f"the hierarchy has {count} leaves"
+            raise HierarchyError(f"label {bad} is out of range: {what}, 0 to {count - 1}")
+        labels = [leaf_ids.astype(np.int32)]
+        for level in reversed(range(self.num_levels - 1)):
+            labels.append(self.cut_parents(level)[labels[-1]])
+        return tuple(reversed(labels))
+
+    def _index(self, level: int) -> int:
         if not -self.num_levels <= level < self.num_levels:
             raise IndexError(f"there is no level {level} in a hierarchy of {self.num_levels}")
-        ids = np.arange(self.sizes[-1], dtype=np.int32)
-        for parents in reversed(self.parents[level % self.num_levels :]):
-            ids = parents[ids]
-        return ids
-
-    def labels(self, fine: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return int32 `[N]` labels for every level, coarsest first, from last-level ones `[N]`."""
-        fine = np.asarray(fine)
-        if not np.issubdtype(fine.dtype, np.integer):
-            raise HierarchyError(f"labels are integers, not {fine.dtype}")
-        if fine.size and (fine.min() < 0 or fine.max() >= self.sizes[-1]):
-            bad = fine.min() if fine.min() < 0 else fine.max()
-            raise HierarchyError(
-                f"label {bad} is out of range: level '{self.levels[-1]}' has {self.sizes[-1]} "
-                f"classes, 0 to {self.sizes[-1] - 1}"
-            )
-        return tuple(self.ancestors(level)[fine] for level in range(self.num_levels))
+        return level % self.num_levels
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Hierarchy) and self.to_dict() == other.to_dict()
@@ -106,12 +199,16 @@ class Hierarchy:
         return hash((self.levels, self.names))
 
     def to_dict(self) -> dict:
-        """Return `{"levels": [...], "names": [[...], ...], "parents": [[...], ...]}`."""
-        return {
+        """Return `{"levels": [...], "names": [[...], ...], "parents": [[...], ...]}`.
+
+        A ragged hierarchy has `"ragged": True` as well.
+        """
+        data = {
             "levels": list(self.levels),
             "names": [list(names) for names in self.names],
             "parents": [ids.tolist() for ids in self.parents],
         }
+        return data | {"ragged": True} if self.ragged else data
 
     @classmethod
     def from_dict(cls, data: dict) -> "Hierarchy":
@@ -119,11 +216,11 @@ class Hierarchy:
         if not isinstance(data, dict):
             raise HierarchyError(f"a hierarchy is a JSON object, not {type(data).__name__}")
         wanted = {"levels", "names", "parents"}
-        if set(data) != wanted:
+        if set(data) - {"ragged"} != wanted:
             raise HierarchyError(
                 f"a hierarchy has the keys {sorted(wanted)}; this one has {sorted(map(str, data))}"
             )
-        return cls(data["levels"], data["names"], data["parents"])
+        return cls(data["levels"], data["names"], data["parents"], data.get("ragged", False))
 
     def to_json(self, path) -> None:
         """Write the hierarchy as JSON."""
@@ -132,27 +229,35 @@ class Hierarchy:
     @classmethod
     def from_json(cls, path) -> "Hierarchy":
         """Read a hierarchy that `to_json` wrote."""
+        text = Path(path).read_bytes()
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            data = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError) as error:  # also ids of thousands of digits
             raise HierarchyError(f"{path} is not JSON: {error}") from error
+        try:
+            return cls.from_dict(data)
         except HierarchyError as error:
             raise HierarchyError(f"{path}: {error}") from error
 
     @classmethod
-    def from_csv(cls, path, levels: Sequence[str] | None = None) -> "Hierarchy":
+    def from_csv(
+        cls, path, levels: Sequence[str] | None = None, ragged: bool = False
+    ) -> "Hierarchy":
         """Read a two-column CSV of (class, parent) rows, with or without that header.
 
         A parent that has no row of its own is a class of the first level; a parent that has one
         is a class of a level between. Classes keep the order of the file, first-level ones the
-        order in which they are first named. All leaves must be at the same depth.
+        order in which they are first named. All leaves must be at the same depth, unless
+        `ragged`.
 
         Args:
           path: the file, UTF-8.
           levels: names of the levels; `('coarse', 'fine')` for two, else `level1`, `level2`, ….
+          ragged: whether leaves may be at different depths. The parent may then be left out,
+            `class,` being a class of the first level, with or without children.
         """
         try:
-            return _from_rows(_read_rows(path), levels)
+            return cls.from_pairs(_read_rows(path, ragged), levels, ragged)
         except UnicodeDecodeError as error:
             raise HierarchyError(f"{path} is not UTF-8 text: {error}") from error
         except csv.Error as error:
@@ -161,24 +266,106 @@ class Hierarchy:
             raise HierarchyError(f"{path}: {error}") from error
 
     @classmethod
-    def read(cls, path) -> "Hierarchy":
-        """Read a `.json` or `.csv` file."""
+    def from_pairs(
+        cls,
+        pairs: Iterable[tuple[str, str | None]],
+        levels: Sequence[str] | None = None,
+        ragged: bool = False,
+    ) -> "Hierarchy":
+        """Build a hierarchy from (class, parent) pairs, as a CSV file has them.
+
+        Args:
+          pairs: each class at most once; the parent None for a class of the first level, as is
+            every parent that is in no pair the class. Classes keep this order.
+          levels: names of the levels; `('coarse', 'fine')` for two, else `level1`, `level2`, ….
+          ragged: whether leaves may be at different depths.
+
+        >>> Hierarchy.from_pairs([('lynx', 'cat'), ('pug', 'dog')]).names
+        (('cat', 'dog'), ('lynx', 'pug'))
+        """
+        parent_of = _parent_of(pairs)
+        order: dict[str, None] = {}  # the classes, as first named
+        for child, parent in parent_of.items():
+            if parent is not None and parent not in parent_of:
+                order[parent] = None
+            order[child] = None
+        depth = _depths(parent_of)
+        deepest = max(depth[name] for name in order)
+        inner = set(parent_of.values())
+        names: list[list[str]] = [[] for _ in range(deepest + 1)]
+        for name in order:
+            if not ragged and name not in inner and depth[name] != deepest:
+                raise HierarchyError(
+                    f"leaf '{name}' is at level {depth[name] + 1} but others are at level "
+                    f"{deepest + 1}; all leaves must be at the same depth, or pass ragged=True"
+                )
+            names[depth[name]].append(name)
+        index = {name: i for level in names for i, name in enumerate(level)}
+        parents = [[index[parent_of[name]] for name in level] for level in names[1:]]
+        if levels is None:
+            two = len(names) == 2
+            levels = ("coarse", "fine") if two else [f"level{i + 1}" for i in range(len(names))]
+        return cls(levels, names, parents, ragged)
+
+    @classmethod
+    def read(cls, path, ragged: bool = False) -> "Hierarchy":
+        """Read a `.json` or `.csv` file.
+
+        Args:
+          path: the file.
+          ragged: whether the leaves of a CSV file may be at different depths; a JSON file says
+            that itself.
+        """
         suffix = Path(path).suffix.lower()
         if not Path(path).is_file():
             raise HierarchyError(f"there is no hierarchy file {path}")
         if suffix == ".json":
             return cls.from_json(path)
         if suffix == ".csv":
-            return cls.from_csv(path)
+            return cls.from_csv(path, ragged=ragged)
         raise HierarchyError(f"{path}: a hierarchy file ends in .json or .csv, not '{suffix}'")
 
 
-def check_parents(ids, num_parents: int, what: str, names: Sequence[str] = ()) -> np.ndarray:
+def check_parents(ids, num_parents: int, what: str) -> np.ndarray:
     """Return `ids` as int32 `[F]` after checking integers, range and that no parent is childless.
 
     `segment_sum` drops ids out of range without a word, so they are stopped here; a parent
     without children makes coherence impossible.
     """
+    ids = _check_ids(ids, num_parents, what)
+    childless = np.flatnonzero(_is_childless(ids, num_parents))
+    if childless.size:
+        raise HierarchyError(
+            f"{what}: class {childless[0]} has no children; remove it, or give it at least one"
+        )
+    return ids
+
+
+def is_list(value) -> bool:
+    """Whether `value` is a list, tuple or array of things, rather than one thing or a text."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def check_names(where: str, names: Sequence[str]) -> None:
+    """Raise a HierarchyError unless `names` are non-empty strings, at least one, all different."""
+    if not names:
+        raise HierarchyError(f"{where}: no classes")
+    for name in names:
+        check_name(where, name)
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise HierarchyError(f"{where}: the name '{name}' stands {count} times")
+
+
+def check_name(where: str, name) -> None:
+    """Raise a HierarchyError unless `name` is a non-empty string."""
+    if not isinstance(name, str) or not name.strip():
+        raise HierarchyError(f"{where}: a name is a non-empty string, got {shortened(name)}")
+
+
+def _check_ids(ids, num_parents: int, what: str) -> np.ndarray:
     array = _to_array(ids, what)
     if array.ndim != 1 or array.size == 0:
         raise HierarchyError(f"{what}: expected shape [F] with F > 0, got {list(array.shape)}")
@@ -193,18 +380,20 @@ def check_parents(ids, num_parents: int, what: str, names: Sequence[str] = ()) -
             f"{what}: class {bad[0]} has id {array[bad[0]]}, allowed are 0 to "
             f"{num_parents - 1}{hint}"
         )
-    childless = np.flatnonzero(np.bincount(array, minlength=num_parents) == 0)
-    if childless.size:
-        first = childless[0]
-        called = f" ('{names[first]}')" if len(names) else ""
-        raise HierarchyError(
-            f"{what}: class {first}{called} has no children; remove it, or give it at least one"
-        )
     return array.astype(np.int32)
+
+
+def _is_childless(ids: np.ndarray, num_parents: int) -> np.ndarray:
+    return np.bincount(ids, minlength=num_parents) == 0
 
 
 def _to_array(ids, what: str) -> np.ndarray:
     try:
+        if not hasattr(ids, "dtype"):
+            # An array of text takes, for every element, the memory of the longest.
+            array = np.asarray(ids, object)
+            if any(isinstance(i, str | bytes) for i in array.ravel()):
+                return array
         return np.asarray(ids)
     except ValueError:  # lists of different lengths
         raise HierarchyError(f"{what}: expected shape [F], got nested lists") from None
@@ -212,21 +401,17 @@ def _to_array(ids, what: str) -> np.ndarray:
 
 def _check_lists(levels, names, parents) -> None:
     wanted = [("levels", levels), ("names", names), ("parents", parents)]
-    if _is_list(names):
+    if is_list(names):
         wanted += [(f"names of level {i + 1}", level) for i, level in enumerate(names)]
     for what, value in wanted:
-        if not _is_list(value):
-            raise HierarchyError(f"{what}: expected a list, got {value!r}")
-
-
-def _is_list(value) -> bool:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+        if not is_list(value):
+            raise HierarchyError(f"{what}: expected a list, got {shortened(value)}")
 
 
 def _check_shape(levels, names, parents) -> None:
     if not levels:
         raise HierarchyError("a hierarchy has at least one level")
-    _check_names("the levels", levels)
+    check_names("the levels", levels)
     if len(names) != len(levels):
         raise HierarchyError(f"{len(levels)} levels but {len(names)} lists of class names")
     if len(parents) != len(levels) - 1:
@@ -241,67 +426,58 @@ def _check_shape(levels, names, parents) -> None:
             )
 
 
-def _check_names(where: str, names) -> None:
-    if not names:
-        raise HierarchyError(f"{where}: no classes")
-    for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise HierarchyError(f"{where}: a name is a non-empty string, got {name!r}")
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise HierarchyError(f"{where}: the name '{name}' stands {count} times")
-
-
-def _read_rows(path) -> list[tuple[str, str]]:
+def _read_rows(path, ragged: bool) -> list[tuple[str, str | None]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         table = [[cell.strip() for cell in row] for row in csv.reader(file, strict=True)]
     numbered = [(number, cells) for number, cells in enumerate(table, 1) if any(cells)]
     if numbered and [cell.lower() for cell in numbered[0][1]] == ["class", "parent"]:
         del numbered[0]
-    rows = []
     for number, cells in numbered:
-        if len(cells) != 2 or not all(cells):
-            raise HierarchyError(f"row {number}: expected two columns (class, parent): {cells}")
-        rows.append((cells[0], cells[1]))
-    if not rows:
+        if len(cells) != 2 or not cells[0] or not (cells[1] or ragged):
+            raise HierarchyError(
+                f"row {number}: expected two columns (class, parent): {shortened(cells)}"
+            )
+    if not numbered:
         raise HierarchyError("no rows")
-    return rows
+    return [(child, parent or None) for _, (child, parent) in numbered]
 
 
-def _from_rows(rows: list[tuple[str, str]], levels: Sequence[str] | None) -> Hierarchy:
-    name, count = Counter(child for child, _ in rows).most_common(1)[0]
+def _parent_of(pairs) -> dict[str, str | None]:
+    if not isinstance(pairs, Iterable):
+        raise HierarchyError(f"expected (class, parent) pairs, got {shortened(pairs)}")
+    pairs = list(pairs)
+    for number, pair in enumerate(pairs, 1):
+        if not is_list(pair) or len(pair) != 2:
+            raise HierarchyError(f"pair {number}: expected (class, parent), got {shortened(pair)}")
+        check_name(f"pair {number}", pair[0])
+        if pair[1] is not None:
+            check_name(f"pair {number}", pair[1])
+    if not pairs:
+        raise HierarchyError("no classes")
+    name, count = Counter(child for child, _ in pairs).most_common(1)[0]
     if count > 1:
-        raise HierarchyError(f"class '{name}' has {count} rows; a class has exactly one parent")
-    parent_of = dict(rows)
-    depth: dict[str, int] = {}
-    for child in parent_of:
-        chain, node = [], child
-        while node in parent_of and node not in depth:
+        parents = [parent for child, parent in pairs if child == name]
+        raise HierarchyError(
+            f"class '{name}' has {count} rows, with the parents {shortened(parents)}; a class has "
+            "exactly one parent"
+        )
+    return dict(pairs)
+
+
+def _depths(parent_of: dict[str, str | None]) -> dict[str | None, int]:
+    """Return the depth of every class and parent, 0 for those without a parent."""
+    depth: dict[str | None, int] = {None: -1}
+    for name in parent_of:
+        chain: dict[str | None, None] = {}
+        node: str | None = name
+        while node not in depth:
             if node in chain:
                 raise HierarchyError(f"'{node}' is its own ancestor")
-            chain.append(node)
-            node = parent_of[node]
-        base = depth.setdefault(node, 0)
-        for step, name in enumerate(reversed(chain), 1):
-            depth[name] = base + step
-    deepest = max(depth.values())
-    inner = set(parent_of.values())
-    for child in parent_of:
-        if child not in inner and depth[child] != deepest:
-            raise HierarchyError(
-                f"leaf '{child}' is at level {depth[child] + 1} but others are at level "
-                f"{deepest + 1}; all leaves must be at the same depth"
-            )
-    first = dict.fromkeys(parent for _, parent in rows if parent not in parent_of)
-    names = [tuple(first)]
-    for level in range(1, deepest + 1):
-        names.append(tuple(child for child, _ in rows if depth[child] == level))
-    index = [{name: i for i, name in enumerate(level)} for level in names]
-    parents = [[index[i][parent_of[n]] for n in names[i + 1]] for i in range(deepest)]
-    if levels is None:
-        two = len(names) == 2
-        levels = ("coarse", "fine") if two else [f"level{i + 1}" for i in range(len(names))]
-    return Hierarchy(tuple(levels), tuple(names), tuple(parents))
+            chain[node] = None
+            node = parent_of.get(node)
+        for step, below in enumerate(reversed(chain), depth[node] + 1):
+            depth[below] = step
+    return depth
 
 
 # CIFAR-100's own table, fine classes in alphabetical order; several public copies are wrong.
