@@ -14,15 +14,12 @@ import numpy as np
 
 from hiercls_jax.adaptation.tree import (
     Arithmetic,
-    check_alpha,
     check_levels,
-    check_weights,
+    checked,
     classes_first,
     column,
-    largest_alpha,
     leaves,
     others,
-    step,
 )
 from hiercls_jax.hierarchy import Hierarchy
 
@@ -59,18 +56,12 @@ def adjust_tree_log(
     >>> [p.round(1).tolist() for p in adjust_tree_log(log_marginals(logits, pets), pets, 1.0)]
     [[-500.7, 0.0], [-501.0, -502.0, 0.0]]
     """
-    log_probs = check_levels(log_probs, hierarchy)
-    weights = check_weights(weights, len(log_probs))
-    check_alpha(alpha, largest_alpha(len(log_probs), weights))
-    dtype = log_probs[0].dtype
-    weights, alpha = weights.astype(dtype), jnp.asarray(alpha, dtype)
-    return _adjust(log_probs, hierarchy.parents, leaves(hierarchy), weights, alpha)
+    return _adjust(*checked(log_probs, hierarchy, alpha, weights))
 
 
 @classes_first
-def _adjust(log_probs, parents, is_leaf, weights, alpha):
+def _adjust(log_probs, parents, is_leaf, weights, beta):
     exchanged = others(log_probs, parents, is_leaf, weights, LOGARITHMS)
-    beta = jnp.broadcast_to(step(alpha, weights), (len(log_probs),))
     return [_log_mix(p, t, b) for p, t, b in zip(log_probs, exchanged, beta, strict=True)]
 
 

@@ -57,7 +57,7 @@ def adjust_tree(
         leaves stand at several levels, `marginals` brings a softmax over one level into that form.
       hierarchy: L levels of N_l classes, L at least 2.
       alpha: one number for all levels, or L of them, in [0, W / (W - w_l)]. Checked where it is
-        concrete (not traced).
+        concrete; a traced one above its range counts as the largest.
       weights: L non-negative numbers, at least two of them positive; None for equal weights. Only
         their ratios matter. The probabilities of a level of weight 0 do not count in the target.
 
@@ -74,17 +74,7 @@ def adjust_tree(
     >>> [p.tolist() for p in adjust_tree([[0.75, 0.25], [0.375, 0.125, 0.5]], pets, 1.0)]
     [[0.625, 0.375], [0.46875, 0.15625, 0.375]]
     """
-    probs = check_levels(probs, hierarchy)
-    weights = check_weights(weights, len(probs))
-    check_alpha(alpha, largest_alpha(len(probs), weights))
-    dtype = probs[0].dtype
-    return _adjust(
-        probs,
-        hierarchy.parents,
-        leaves(hierarchy),
-        weights.astype(dtype),
-        jnp.asarray(alpha, dtype),
-    )
+    return _adjust(*checked(probs, hierarchy, alpha, weights))
 
 
 def coherent_target(
@@ -158,9 +148,7 @@ def marginals(probs: Sequence, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
 
 def leaves(hierarchy: Hierarchy) -> tuple[np.ndarray, ...]:
     """Return bool `[N_l]` for every level: which classes have no children."""
-    above = zip(hierarchy.parents, hierarchy.sizes, strict=False)
-    childless = [np.bincount(s, minlength=n) == 0 for s, n in above]
-    return (*childless, np.ones(hierarchy.sizes[-1], bool))
+    return tuple(hierarchy.is_leaf(level) for level in range(hierarchy.num_levels))
 
 
 class Arithmetic(NamedTuple):
@@ -222,14 +210,23 @@ def classes_first(passes: Callable) -> Callable:
 
 
 @classes_first
-def _adjust(probs, parents, is_leaf, weights, alpha):
-    exchanged = others(probs, parents, is_leaf, weights, NUMBERS)
-    return interpolate(probs, exchanged, step(alpha, weights))
+def _adjust(probs, parents, is_leaf, weights, beta):
+    return interpolate(probs, others(probs, parents, is_leaf, weights, NUMBERS), beta)
 
 
-def step(alpha, weights):
-    """Return β = α (W - w_l) / W `[L]`: 0 keeps a level's own opinion, 1 takes the others'."""
-    return alpha * (1 - weights / jnp.sum(weights))
+def checked(levels, hierarchy, alpha, weights) -> tuple:
+    """Return (levels, parents, leaves, weights, β `[L]`) after checking what `adjust_tree` takes.
+
+    β = α (W - w_l) / W: at 0 a level keeps its own opinion, at 1 it has the others'.
+    """
+    levels = check_levels(levels, hierarchy)
+    weights = check_weights(weights, len(levels))
+    largest = largest_alpha(len(levels), weights)
+    check_alpha(alpha, largest)
+    dtype = levels[0].dtype
+    beta = jnp.asarray(alpha, dtype) / jnp.asarray(largest, dtype)  # 1, exactly, at the largest
+    beta = jnp.where(beta > 1, 1, beta)
+    return levels, hierarchy.parents, leaves(hierarchy), weights.astype(dtype), beta
 
 
 def check_levels(levels: Sequence, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
@@ -280,11 +277,12 @@ def check_alpha(alpha, largest: Sequence[float]) -> None:
             f"alpha is one number, or one for each of the {len(largest)} levels; "
             f"got shape {list(values.shape)}"
         )
-    limits = np.maximum(largest, np.float32(largest))  # the largest alpha itself, in float32 too
-    wrong = np.flatnonzero(~((values >= 0) & (values <= limits)))
+    values = np.broadcast_to(values, len(largest))
+    # The largest alpha itself may have been rounded, to float32 as well.
+    wrong = np.flatnonzero(~((values >= 0) & (values <= np.multiply(largest, 1 + 1e-6))))
     if wrong.size:
         level = wrong[0]
         raise ValueError(
             f"alpha of level {level} must lie in [0, {largest[level]:g}], where no probability "
-            f"turns negative; got {np.broadcast_to(values, limits.shape)[level]:g}"
+            f"turns negative; got {values[level]:g}"
         )
