@@ -19,6 +19,7 @@ from hiercls_jax.evaluation.tables.table import (
 # write them: a thousand columns at once take gigabytes, whatever the number of rows asked for.
 GROUP_BYTES = 2**26  # a row group up to this size is read with all its columns at once
 BLOCK = 16  # columns of a larger one that are read at once
+WRITTEN_BYTES = 2**25  # of a row group as it is written; smaller ones are slow to read
 
 
 def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tuple[int, Callable]:
@@ -66,15 +67,27 @@ def read_column(name: str, classes) -> np.ndarray:
 
 @contextlib.contextmanager
 def write_rows(path: Path, columns: Sequence[str], rows: int, dtype: np.dtype):
-    """Yield a function that writes the next rows `[n, K]`, a row group."""
+    """Yield a function that writes the next rows `[n, K]`."""
     arrow, parquet = _import(path)
     kind = arrow.string() if dtype.kind == "U" else arrow.from_numpy_dtype(dtype)
     schema = arrow.schema([(column, kind) for column in columns])
+    group = max(1, WRITTEN_BYTES // (dtype.itemsize or 32) // len(columns))
+    held = []
+
+    def write(chunk):
+        arrays = [arrow.array(column, kind) for column in chunk.T]
+        held.append(arrow.record_batch(arrays, schema=schema))
+        if sum(map(len, held)) >= group:
+            flush()
+
+    def flush():
+        writer.write_table(arrow.Table.from_batches(held, schema), group)
+        held.clear()
+
     # Probabilities hardly repeat: dictionaries of them would cost time and space.
     with parquet.ParquetWriter(path, schema, use_dictionary=dtype.kind == "U") as writer:
-        yield lambda chunk: writer.write_table(
-            arrow.table([arrow.array(column, kind) for column in chunk.T], schema=schema)
-        )
+        yield write
+        flush()
 
 
 def _import(name):
