@@ -109,7 +109,7 @@ def _read_group(file, group: int, rows: int, classes, size: int, scratch) -> Ite
         for batch in file.iter_batches(size, [group], list(columns), use_threads=False):
             piece = np.empty((len(batch), len(columns)), np.float32)
             with np.errstate(over="ignore"):
-                for i, column in enumerate(columns):  # asked for `a`, Arrow adds a column `a.b`
+                for i, column in enumerate(columns):
                     piece[:, i] = batch.column(column).to_numpy(zero_copy_only=False)
             yield piece
 
