@@ -129,7 +129,7 @@ def from_wordnet(
     """
     if not is_list(leaves):
         raise HierarchyError(f"the leaves: expected a list of names, got {shortened(leaves)}")
-    if not isinstance(names or {}, Mapping):
+    if names is not None and not isinstance(names, Mapping):
         raise HierarchyError(f"names: expected a dict, got {shortened(names)}")
     leaves = tuple(leaves)
     check_names("the leaves", leaves)

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from hiercls_jax import experiment, run
 from hiercls_jax.errors import UserError
 from hiercls_jax.training.loop import Interrupted
+from hiercls_jax.training.parallel import Cluster
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with arguments after a colon.", lock_config=True
@@ -29,6 +30,15 @@ MODE = flags.DEFINE_enum(
     "train: train (or resume), predict, adapt, report. evaluate: the same from the newest "
     "checkpoint, without training. summary: print parameters and multiply-adds.",
 )
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Train together with other processes that run this command. On Cloud TPUs and under Slurm or "
+    "Open MPI that is all; elsewhere give --coordinator, --processes and --process_id too.",
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train together.", 1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
 JSON = flags.DEFINE_bool("json", False, "With --mode=summary: print JSON.")
 
 
@@ -47,7 +57,7 @@ def main(argv: list[str]) -> int:
             counts, table = run.summary(CONFIG.value)
             print(json.dumps(counts, indent=1) if JSON.value else table)
         else:
-            run.run(CONFIG.value, train=MODE.value == "train", command=sys.argv[1:])
+            run.run(CONFIG.value, MODE.value == "train", sys.argv[1:], _cluster())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -55,6 +65,16 @@ def main(argv: list[str]) -> int:
         print(f"{stop}. The same command again goes on from there.", file=sys.stderr)
         return stop.status
     return 0
+
+
+def _cluster() -> Cluster | None:
+    explicit = (COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+    given = [value is not None for value in explicit]
+    if any(given) and not (all(given) and DISTRIBUTED.value):
+        raise UserError(
+            "--coordinator, --processes and --process_id go together, and with --distributed"
+        )
+    return Cluster(*explicit) if DISTRIBUTED.value else None
 
 
 def parse_flags(argv: list[str]) -> list[str]:

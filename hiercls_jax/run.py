@@ -19,8 +19,8 @@ from hiercls_jax.evaluation import predictions, report
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.models.summary import format_table, merge_summaries, summarise
-from hiercls_jax.training import checkpoint, parallel
-from hiercls_jax.training.loop import Predictor, in_words, train
+from hiercls_jax.training import parallel
+from hiercls_jax.training.loop import Predictor, in_words, newest, train
 from hiercls_jax.training.state import State, create
 
 PACKAGES = (
@@ -43,29 +43,29 @@ def summary(config: ConfigDict) -> tuple[dict, str]:
     return counts, format_table(counts)
 
 
-def run(config: ConfigDict, train: bool, command: list[str]) -> dict:
+def run(
+    config: ConfigDict, train: bool, command: list[str], cluster: parallel.Cluster | None = None
+) -> None:
     """Train what is not trained yet, predict validation and test, adapt, and write the report.
 
     Args:
       config: a checked config.
       train: False to take the newest checkpoints as they are.
       command: the program's arguments, for the record.
-
-    Returns:
-      What `results.json` holds.
+      cluster: the processes that run this together, or None for this one alone. The first of them
+        writes all files and all lines.
     """
     workdir = Path(config.workdir)
-    open_workdir(workdir, config)
-    if train and all((workdir / name).exists() for name in OUTPUTS):
-        results = json.loads((workdir / "results.json").read_text())
-        print(f"{workdir} is finished; its results:\n")
-        print(report.format_table(results, Hierarchy.from_json(workdir / "hierarchy.json")))
-        return results
     parallel.use_cpu_devices(config.train.batch, config.run.cpu_devices)
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    if cluster is not None:
+        parallel.join(cluster)
+    if parallel.on_first(lambda: _finished(workdir, config, train)):
+        return
     experiment.check_devices(config, parallel.device_count())
     data = experiment.load_data(config)
-    print(_start_line(config, data), flush=True)
+    if parallel.is_first():
+        print(_start_line(config, data), flush=True)
     networks = experiment.networks(config, data, parallel.AXIS)
     states, seconds, began = {}, {}, time.monotonic()
     for network in networks:
@@ -74,6 +74,8 @@ def run(config: ConfigDict, train: bool, command: list[str]) -> dict:
     trained_at = time.monotonic()
 
     splits = predict(networks, states, data)
+    if not parallel.is_first():
+        return
     predictions.save(workdir / "predictions.npz", splits)
     predicted_at = time.monotonic()
     results = report.evaluate(splits, data.hierarchy)
@@ -98,7 +100,17 @@ def run(config: ConfigDict, train: bool, command: list[str]) -> dict:
     print(f"\ntrained in {in_words(record['seconds']['training'])}\n")
     print(report.format_table(results, data.hierarchy))
     print(f"\nwrote to {workdir}: {', '.join(OUTPUTS)}, metrics.jsonl, tensorboard/")
-    return record
+
+
+def _finished(workdir: Path, config: ConfigDict, train: bool) -> bytes:
+    """Open the workdir; where its run is finished, print the results and return something."""
+    open_workdir(workdir, config)
+    if not train or not all((workdir / name).exists() for name in OUTPUTS):
+        return b""
+    results = json.loads((workdir / "results.json").read_text())
+    print(f"{workdir} is finished; its results:\n")
+    print(report.format_table(results, Hierarchy.from_json(workdir / "hierarchy.json")))
+    return b"finished"
 
 
 def predict(networks, states: dict[str, State], data: Dataset) -> dict[str, Predictions]:
@@ -163,7 +175,7 @@ def _trained(network: experiment.Network, data: Dataset, resume: bool) -> tuple[
     template = create(
         network.task.network, network.task.optimizer, network.key, data.train.images.shape[1:]
     )
-    found = checkpoint.restore(network.folder / "checkpoints", jax.device_get(template))
+    found = newest(network.folder, jax.device_get(template))
     if found is None:
         raise UserError(f"there is no checkpoint in {network.folder} to evaluate; train it first")
     return found

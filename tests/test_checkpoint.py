@@ -1,5 +1,7 @@
 """Checkpoints are whole or are not there."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -56,15 +58,16 @@ def test_any_flipped_bit_is_found(tmp_path, capsys):
     newest = tmp_path / "step_00000002"
     files = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file() and p.stat().st_size]
     assert len(files) >= 4
+    shutil.copytree(newest, tmp_path / "as it was")
     for file in files:
-        path = tmp_path / "step_00000002" / file
+        path = newest / file
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         found, meta = restore(tmp_path, state(0))
         assert meta["step"] == int(found.step) == 1, file
         assert "step_00000002 is damaged" in capsys.readouterr().out
-        put(tmp_path, 2)
+        shutil.copytree(tmp_path / "as it was", newest)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "added", "no manifest"])

@@ -213,7 +213,7 @@ def test_labels_of_every_leaf_are_its_ancestors(tree):
 
 @given(tree=hierarchies(ragged=True))
 def test_cuts_are_in_order_and_nested(tree):
-    """A cut is its level, then leaves above, in order; the parents of its rows make the next cut."""
+    """A cut is its level, then the leaves above, in order; its rows' parents are the cut above."""
     for level in range(tree.num_levels):
         cut, size = tree.cut(level), tree.sizes[level]
         assert cut.dtype == np.int32
@@ -400,13 +400,14 @@ def test_whatever_is_no_hierarchy_is_a_hierarchy_error(value):
 
 
 def test_a_deep_nest_is_refused():
-    """Lists within lists 100,000 deep end in an error of their own, wherever they stand."""
-    nest = []
+    """Lists and objects 100,000 deep end in an error of their own, wherever they stand."""
+    lists, objects = [], {}
     for _ in range(100_000):
-        nest = [nest]
-    for data in [nest, *(animals().to_dict() | {key: nest} for key in pets().to_dict())]:
-        with pytest.raises(HierarchyError):
-            Hierarchy.from_dict(data)
+        lists, objects = [lists], {"a": objects}
+    for nest in (lists, objects):
+        for data in [nest, *(animals().to_dict() | {key: nest} for key in pets().to_dict())]:
+            with pytest.raises(HierarchyError):
+                Hierarchy.from_dict(data)
 
 
 # Files.

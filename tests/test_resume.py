@@ -35,10 +35,10 @@ def images(tmp_path_factory):
     return root
 
 
-def start(images, workdir, *more):
+def start(images, workdir, *more, prefix=()):
     """Start a run that saves a checkpoint after nearly every step."""
     command = [
-        sys.executable, str(HERE / "small_run.py"),
+        *prefix, sys.executable, str(HERE / "small_run.py"),
         f"--config={CONFIG}:arch=toy4,dataset=folder,epochs=4,batch=8",
         f"--config.workdir={workdir}", f"--config.data.dir={images}",
         f"--config.data.hierarchy={images / 'tree.csv'}", "--config.data.image_size=8",

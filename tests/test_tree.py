@@ -22,6 +22,7 @@ from trees import (
     draw_tree,
     is_leaf,
     make,
+    padded,
     to_marginals,
     trees,
 )
@@ -224,18 +225,6 @@ def test_a_leaf_stands_for_its_own_only_child(seed):
     results = adjust_tree(full_levels, full, 1, [2, 1, 1, 3])
     results = [r[:, :n] for r, n in zip(results, tree.sizes, strict=True)]
     assert_close(results, adjust_tree(levels, tree, 1, [2, 1, 1, 3]), RATIO, 8 * TINY)
-
-
-def padded(levels, tree):
-    """The full tree of a ragged one, its own classes first at every level, and its levels."""
-    leaf, levels, parents = is_leaf(tree), list(levels), list(tree.parents)
-    childless = np.flatnonzero(leaf[0])
-    for i in range(tree.num_levels - 1):
-        parents[i] = np.concatenate([parents[i], childless])
-        levels[i + 1] = np.concatenate([levels[i + 1], levels[i][:, childless]], axis=1)
-        added = np.arange(tree.sizes[i + 1], len(parents[i]))
-        childless = np.concatenate([np.flatnonzero(leaf[i + 1]), added])
-    return levels, make(parents, [p.shape[1] for p in levels])
 
 
 # By hand.

@@ -81,6 +81,18 @@ def coherent(tree, leaf_levels):
     return levels
 
 
+def padded(levels, tree):
+    """The full tree of a ragged one, its own classes first at every level, and its levels."""
+    leaf, levels, parents = is_leaf(tree), list(levels), list(tree.parents)
+    childless = np.flatnonzero(leaf[0])
+    for i in range(tree.num_levels - 1):
+        parents[i] = np.concatenate([parents[i], childless])
+        levels[i + 1] = np.concatenate([levels[i + 1], levels[i][:, childless]], axis=1)
+        added = np.arange(tree.sizes[i + 1], len(parents[i]))
+        childless = np.concatenate([np.flatnonzero(leaf[i + 1]), added])
+    return levels, make(parents, [p.shape[1] for p in levels])
+
+
 def closed_form(levels, tree, alphas, weights=None, number=float, smallest=0):
     """Σ_l w_l KL(P_l ‖ p_l) minimised by the two passes, class by class, and interpolated.
 

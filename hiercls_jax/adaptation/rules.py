@@ -216,12 +216,13 @@ def _project(levels, s, shallow):
     points, gain = jax.lax.sort((joins, gain), dimension=0, num_keys=1)
     rises = jnp.cumsum(gain, axis=0)[:-1] * jnp.diff(points, axis=0)
     reached = jnp.concatenate([jnp.zeros_like(points[:1]), jnp.cumsum(rises, axis=0)])
-    last = jnp.max(jnp.where(reached < 1, points, -jnp.inf), axis=0)
+    last = jnp.max(jnp.where(reached < 1, points, -jnp.inf), axis=0, keepdims=True)
     active = (joins <= last).astype(fine.dtype)
     k = jax.ops.segment_sum(active, s_ordered, num_coarse)
     mass = jax.ops.segment_sum(active * ordered, s_ordered, num_coarse)
-    multiplier = 1 - jnp.sum((mass + k * coarse) / (1 + k), axis=0)
-    multiplier = multiplier / jnp.sum(k / (1 + k), axis=0)
+    without, slope = (mass + k * coarse) / (1 + k), k / (1 + k)  # p_i = without + slope · λ
+    multiplier = 1 - jnp.sum(without, axis=0, keepdims=True)
+    multiplier = multiplier / jnp.sum(slope, axis=0, keepdims=True)
     shifted = fine + ((coarse + multiplier - mass) / (1 + k))[s]
     projected = jnp.where(shifted > 0, shifted, 0)
     return jax.ops.segment_sum(projected, s, num_coarse), projected[:num_fine]

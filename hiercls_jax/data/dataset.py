@@ -116,7 +116,8 @@ def _read(folder: Path) -> dict[str, Split] | None:
                     return None
             arrays[file] = np.load(path, allow_pickle=False)
         names = sorted({file.split(".")[0] for file in sums})
-        return {n: Split(arrays[f"{n}.images.npy"], arrays[f"{n}.labels.npy"]) for n in names}
+        splits = {n: Split(arrays[f"{n}.images.npy"], arrays[f"{n}.labels.npy"]) for n in names}
+        return splits or None
     except (OSError, ValueError, KeyError, EOFError, AttributeError):
         return None
 

@@ -15,13 +15,13 @@ import hashlib
 
 import numpy as np
 
-from hiercls_jax.data.dataset import Split, cached
+from hiercls_jax.data.dataset import DataError, Split, cached
 from hiercls_jax.hierarchy import Hierarchy
 
 SIZE = 32  # pixels
 COUNTS = {"train": 20_000, "test": 10_000}  # images; 200 and 100 of each fine class
 SEED = 2017
-CHECKSUM = "unset"
+CHECKSUM = "d1c987289ee0b1d94d8d6302781c2c8d0bba737f58ac80d244be0f6fb9886c3a"  # SHA-256
 
 FILLS = ("plain", "striped", "checked", "dotted")
 SHAPES = {
@@ -37,7 +37,9 @@ VARIANTS = 5  # shapes of a family, fine classes of a coarse class
 TEMPLATE = 128  # samples along a side of a shape's drawing
 RADIUS = 60  # of the circle around the shape, in samples
 TILE = 32  # samples along a side of a fill's period
-CHUNK = 100  # images drawn at a time: what fits in a CPU's cache
+# Images drawn at a time: what fits in a CPU's cache. Part of what the images are: a chunk's random
+# numbers are drawn one property after another.
+CHUNK = 100
 _ONE = 1 << 16  # fixed point
 # (cos, sin) of 180°/n in fixed point, for the corners, points and petals.
 _HALF_TURNS = {
@@ -69,8 +71,25 @@ def super_hierarchy() -> Hierarchy:
 
 
 def load() -> dict[str, Split]:
-    """Return the splits 'train' and 'test', drawn at the first call and read from the cache then."""
-    return cached("embedded", {"checksum": CHECKSUM}, generate)
+    """Return the splits 'train' and 'test', drawn at the first call and read from the cache then.
+
+    Raises:
+      DataError: where this machine draws other images than those that `CHECKSUM` stands for.
+    """
+    return cached("embedded", {"checksum": CHECKSUM}, _drawn)
+
+
+def _drawn() -> dict[str, Split]:
+    # Only images with the right sum enter the cache, and the cache verifies what it reads.
+    splits = generate()
+    found = checksum(splits)
+    if found != CHECKSUM:
+        raise DataError(
+            f"the embedded images drawn here have the SHA-256 {found} instead of {CHECKSUM}: "
+            f"results on them could not be compared with anyone else's; NumPy {np.__version__} "
+            "computes integers otherwise here, so try another build of it"
+        )
+    return splits
 
 
 def checksum(splits: dict[str, Split]) -> str:
@@ -260,7 +279,7 @@ def _colours(family: np.ndarray, bits: _Bits) -> dict[str, np.ndarray]:
 
 
 def _colour(hue, saturation, light) -> np.ndarray:
-    """Return int16 RGB `[..., 3]`: a hue in [0, 1536), greyed, brought to a lightness in 0 to 255."""
+    """Return int16 RGB `[..., 3]`: a hue in [0, 1536), greyed, at a lightness in 0 to 255."""
     corner = np.array([0, 512, 1024], np.int32)  # of red, green and blue on the circle of hues
     away = np.abs((hue[..., None] - corner + 768) % 1536 - 768)
     pure = np.clip(512 - away, 0, 256)

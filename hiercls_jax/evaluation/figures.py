@@ -1,5 +1,7 @@
 """The paper's figures from a run's own predictions: Figure 3 (curve) and Figure 1 (scatter)."""
 
+import os
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -8,9 +10,15 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the choice of backend
 
-# Colour-blind safe (Okabe and Ito, 2008), one colour per level.
+# Colour-blind safe (Okabe and Ito, 2008), for the levels in turn.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "h"}
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "h",  # ids in the file that are the same each time
+    "text.parse_math": False,  # classes may have dollar signs in their names
+}
 
 
 def alpha_curve(path: Path, alphas, errors: dict, tuned: float | None, title: str) -> None:
@@ -26,7 +34,9 @@ def alpha_curve(path: Path, alphas, errors: dict, tuned: float | None, title: st
     with plt.rc_context(STYLE):
         width = 4.2 * len(errors)
         figure, axes = plt.subplots(1, len(errors), figsize=(width, 3.2), squeeze=False)
-        for ax, (level, error), colour in zip(axes[0], errors.items(), COLOURS, strict=False):
+        for ax, (level, error), colour in zip(
+            axes[0], errors.items(), cycle(COLOURS), strict=False
+        ):
             error = 100 * np.asarray(error)
             ax.plot(alphas, error, color=colour, lw=1.8)
             ax.axvline(1, color="0.75", lw=0.8, zorder=0)
@@ -81,7 +91,15 @@ def scatter(path: Path, p, q, adapted_p, adapted_q, member, name: str, level: st
 
 
 def _save(figure, path: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(path.with_suffix(".png"), dpi=150)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    plt.close(figure)
+    """Write both files, each under a temporary name first, so that it is whole or not there."""
+    try:
+        figure.tight_layout()
+        for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
+            try:
+                figure.savefig(temporary, **options)
+                os.replace(temporary, path.with_suffix(suffix))
+            finally:
+                temporary.unlink(missing_ok=True)
+    finally:
+        plt.close(figure)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -49,21 +48,41 @@ def load(path: Path, hierarchy: Hierarchy) -> dict[str, Predictions]:
       UserError: where the file is missing, damaged, or of another hierarchy.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, as NumPy leaves a file open that is no whole archive.
+        with open(path, "rb") as handle, np.lib.npyio.NpzFile(handle, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and NumPy raise nearly anything on broken bytes
         raise UserError(f"{path} cannot be read as predictions: {error}") from error
     splits = {}
     for split in dict.fromkeys(key.split("/")[0] for key in arrays):
         probs, labels = {}, {}
         for level, classes in zip(hierarchy.levels, hierarchy.sizes, strict=True):
             p, y = arrays.get(f"{split}/p_{level}"), arrays.get(f"{split}/labels_{level}")
-            if p is None or y is None or p.ndim != 2 or p.shape != (len(y), classes):
-                raise UserError(
-                    f"{path}: {split} needs p_{level} [N, {classes}] and labels_{level} [N]; "
-                    f"got {None if p is None else list(p.shape)} and "
-                    f"{None if y is None else list(y.shape)}"
-                )
+            _check(f"{path}: {split}", level, classes, p, y)
             probs[level], labels[level] = p, y
+        if len({len(y) for y in labels.values()}) > 1:
+            raise UserError(f"{path}: {split} has not as many images at every level")
         splits[split] = Predictions(probs, labels)
+    if not splits:
+        raise UserError(f"{path} holds no predictions")
     return splits
+
+
+def _check(where: str, level: str, classes: int, p, y) -> None:
+    if p is None or y is None or y.ndim != 1 or p.shape != (len(y), classes) or not len(y):
+        raise UserError(
+            f"{where} needs p_{level} [N, {classes}] and labels_{level} [N], N > 0; got "
+            f"{None if p is None else list(p.shape)} and {None if y is None else list(y.shape)}"
+        )
+    if p.dtype.kind != "f" or y.dtype.kind not in "iu":
+        raise UserError(
+            f"{where} needs p_{level} of floats and labels_{level} of integers; got {p.dtype} and "
+            f"{y.dtype}"
+        )
+    if not np.isfinite(p).all() or p.min() < 0:
+        raise UserError(f"{where} has values in p_{level} that are negative or not finite")
+    if y.min() < 0 or y.max() >= classes:
+        raise UserError(
+            f"{where} has labels_{level} from {y.min()} to {y.max()}; allowed are 0 to "
+            f"{classes - 1}"
+        )

@@ -9,6 +9,7 @@ flipped bit silently, so every file is checked against the manifest before a byt
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -44,7 +45,7 @@ def save(folder: Path, state: State, meta: dict) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            with _checkpointer() as checkpointer:
                 checkpointer.save(temporary.absolute() / "arrays", state)
             _write_json(temporary / "meta.json", meta)
             _write_json(temporary / "manifest.json", _sums(temporary))
@@ -89,6 +90,26 @@ def restore(folder: Path, template: State) -> tuple[State, dict] | None:
             "another --config.workdir or remove that folder"
         )
     return None
+
+
+def pack(restored: tuple[State, dict] | None) -> bytes:
+    """Return what `restore` returned as bytes, to be sent to another process."""
+    if restored is None:
+        return b""
+    state, meta = restored
+    file = io.BytesIO()
+    np.savez(file, *jax.tree.leaves(state), meta=np.array(json.dumps(meta)))
+    return file.getvalue()
+
+
+def unpack(packed: bytes, template: State) -> tuple[State, dict] | None:
+    """Undo `pack`; `template` has the state's structure."""
+    if not packed:
+        return None
+    with np.load(io.BytesIO(packed), allow_pickle=False) as file:
+        leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
+        meta = json.loads(str(file["meta"]))
+    return jax.tree.unflatten(jax.tree.structure(template), leaves), meta
 
 
 def best(folder: Path) -> Path | None:
@@ -139,11 +160,19 @@ def _sums(folder: Path) -> dict[str, str]:
 
 def _read_state(path: Path, template: State) -> State:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         state = checkpointer.restore(
             path.absolute() / "arrays", item=template, restore_args=as_numpy
         )
     return jax.tree.map(lambda x, t: np.asarray(x, np.asarray(t).dtype), state, template)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    # The process that saves does so alone: it must not wait for the others, which do not.
+    alone = {"primary_host": jax.process_index(), "active_processes": {jax.process_index()}}
+    options = ocp.options.MultiprocessingOptions(**alone, barrier_sync_key_prefix="alone")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _write_json(path: Path, value) -> None:

@@ -9,7 +9,7 @@ from hiercls_jax.training import parallel
 
 
 def make_feed(split: Split, resident: bool) -> Callable[[np.ndarray], dict]:
-    """Return `feed(indices) -> batch`, sharded over the devices.
+    """Return `feed(indices) -> batch`: this process's share of a global batch, on its devices.
 
     Args:
       split: images and labels on the host.
@@ -20,7 +20,9 @@ def make_feed(split: Split, resident: bool) -> Callable[[np.ndarray], dict]:
     )
 
     def feed(indices: np.ndarray) -> dict:
-        positions = np.arange(len(indices), dtype=np.int32)
+        mine = parallel.share(len(indices))
+        positions = np.arange(len(indices), dtype=np.int32)[mine]
+        indices = indices[mine]
         if source is not None:
             indices = indices.astype(np.int32)
             return {

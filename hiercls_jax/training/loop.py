@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax import lax
 
 from hiercls_jax.data.dataset import Split
 from hiercls_jax.errors import UserError
@@ -17,9 +18,10 @@ from hiercls_jax.training import checkpoint, parallel
 from hiercls_jax.training.feed import epoch_order, fed, make_feed, padded_batches
 from hiercls_jax.training.state import State, create
 from hiercls_jax.training.step import Task, make_predict_step, make_train_step
-from hiercls_jax.training.tracking import Tracker
+from hiercls_jax.training.tracking import Silent, Tracker
 
 LAG = 2  # steps between sending one and reading its metrics, so that the device never waits
+SAVE = 1  # a request to save; greater ones are the numbers of the signals that ask to stop
 
 
 class TrainingError(UserError):
@@ -88,21 +90,46 @@ def train(
     initial = jax.device_get(
         create(task.network, task.optimizer, key, train_split.images.shape[1:])
     )
-    restored = checkpoint.restore(folder / "checkpoints", initial)
-    if restored is None:
-        restored = initial, {"step": 0, "seconds": 0.0, "validation_error": None, "sums": {}}
-    elif restored[1]["step"] < total:
-        print(f"{name}: resuming after step {restored[1]['step']} of {total}", flush=True)
-    state, meta = restored
+    state, meta = newest(folder, initial) or (
+        initial,
+        {"step": 0, "seconds": 0.0, "validation_error": None, "sums": {}},
+    )
     if meta["step"] >= total:
         return state, meta
-    tracker = Tracker(folder, name, meta["step"], total)
+    tracker = Tracker(folder, name, meta["step"], total) if parallel.is_first() else Silent()
+    if meta["step"]:
+        tracker.say(f"{name}: resuming after step {meta['step']} of {total}")
     try:
         with _Signals() as signals:
             run = _Run(name, task, state, meta, train_split, validation, schedule, folder, tracker)
             return run.to(total, signals)
     finally:
         tracker.close()
+
+
+def newest(folder: Path, template: State) -> tuple[State, dict] | None:
+    """Return the newest whole checkpoint (state, meta) in `folder / "checkpoints"`, if any.
+
+    Process 0 reads it, and every process gets what it read: only process 0 has the folder.
+    """
+    found = parallel.on_first(
+        lambda: checkpoint.pack(checkpoint.restore(folder / "checkpoints", template))
+    )
+    return checkpoint.unpack(found, template)
+
+
+def _carrying_requests(step):
+    """Let a step carry each process's request to stop or save, and tell all of them the greatest.
+
+    So that every process acts after the same step, whichever of them was signalled.
+    """
+
+    def carrying(state, batch):
+        requests = batch.pop("request")
+        state, metrics = step(state, batch)
+        return state, {**metrics, "request": lax.pmax(requests, parallel.AXIS)}
+
+    return carrying
 
 
 class _Run:
@@ -114,8 +141,9 @@ class _Run:
         self.images = len(train_split)
         self.state = parallel.replicate(state)
         self.step, self.meta = meta["step"], dict(meta)
+        self.saved_step, self.requested = meta["step"], 0
         self.feed = make_feed(train_split, resident=parallel.on_accelerator())
-        self.take = parallel.pmap(fed(make_train_step(task)), donate=True)
+        self.take = parallel.pmap(_carrying_requests(fed(make_train_step(task))), donate=True)
         self.predictor = None if validation is None else Predictor(task, schedule.batch)
         self.in_flight = deque()
         self.sums = dict(meta["sums"])  # of the record that is being filled
@@ -131,6 +159,7 @@ class _Run:
             if order_epoch != epoch:
                 order, order_epoch = epoch_order(self.schedule.seed, epoch, self.images), epoch
             batch = self.feed(order[i * self.schedule.batch : (i + 1) * self.schedule.batch])
+            batch["request"] = parallel.everywhere(self._request(signals))
             self.state, metrics = self.take(self.state, batch)
             self.step += 1
             self.in_flight.append((self.step, metrics))
@@ -139,17 +168,28 @@ class _Run:
             ended = self.step % per_epoch == 0
             if ended:
                 self._validate(total, per_epoch)
-            due = time.monotonic() - self.saved > 60 * self.schedule.save_minutes
-            if ended or due or signals.caught:
+            if ended or self.requested:
                 self._save(total, per_epoch)
-            if signals.caught:
-                raise Interrupted(signals.caught, self.step)
+            self._stop_if(self.requested)
+        self._stop_if(parallel.largest(signals.caught))
         return self._host_state(), self.meta
+
+    def _request(self, signals: "_Signals") -> int:
+        """Return the signal that asks this process to stop, or SAVE if it is time, or 0."""
+        due = time.monotonic() - self.saved > 60 * self.schedule.save_minutes
+        return signals.caught or (SAVE if due else 0)
+
+    def _stop_if(self, request: int) -> None:
+        if request > SAVE:
+            raise Interrupted(request, self.step)
 
     def _book(self, total: int, per_epoch: int) -> None:
         """Read the oldest step in flight; write a record where one is full."""
         step, metrics = self.in_flight.popleft()
         metrics = {key: value.item() for key, value in parallel.unreplicate(metrics).items()}
+        request = metrics.pop("request")
+        if step > self.saved_step:  # else a save that came since has met it
+            self.requested = max(self.requested, request)
         for key, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(
@@ -212,8 +252,12 @@ class _Run:
         now = time.monotonic()
         self.meta.update(step=self.step, sums=self.sums)
         self.meta["seconds"] += now - self.began
-        checkpoint.save(self.folder / "checkpoints", self._host_state(), self.meta)
+        state = self._host_state()
+        if parallel.is_first():
+            checkpoint.save(self.folder / "checkpoints", state, self.meta)
         self.began = self.saved = time.monotonic()
+        self.saved_step = self.step
+        self.requested = self.requested if self.requested > SAVE else 0
         self.line_start = None
 
     def _host_state(self) -> State:
@@ -232,8 +276,9 @@ class Predictor:
         feed = make_feed(split, resident=False)
         parts = []
         for indices, count in padded_batches(len(split), self._batch):
-            out = parallel.gather(self._step(replicated, feed(indices)))
-            parts.append({level: p[:count] for level, p in out.items()})
+            positions, probs = parallel.unreplicate(self._step(replicated, feed(indices)))
+            counted = np.argsort(positions)[:count]
+            parts.append({level: p[counted] for level, p in probs.items()})
         result = {level: np.concatenate([part[level] for part in parts]) for level in parts[0]}
         for level, p in result.items():
             assert len(p) == len(split), f"{level}: predicted {len(p)} of {len(split)} images"

@@ -8,14 +8,52 @@ every array in and out has a leading device axis, so that replicas can be compar
 donated, so a step needs no second copy of it.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hiercls_jax.errors import UserError
+
 AXIS = "devices"  # name of the mapped axis
+HEARTBEAT = 20  # seconds after which a process that has died is noticed by the others
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Processes that train one network together; what is None is asked of the scheduler.
+
+    Cloud TPUs, Slurm and Open MPI answer; elsewhere all three are needed.
+
+    Args:
+      coordinator: `host:port` of process 0.
+      processes: how many there are.
+      process_id: which of them this is.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process_id: int | None = None
+
+
+def join(cluster: Cluster) -> None:
+    """Connect this process to the others. Must come before any device is touched."""
+    try:
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.processes,
+            cluster.process_id,
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the processes could not be connected ({error}); where no scheduler says so, set "
+            "--coordinator=HOST:PORT of process 0, --processes and --process_id"
+        ) from error
 
 
 def use_cpu_devices(batch: int, wanted: int | None = None) -> None:
@@ -31,13 +69,55 @@ def use_cpu_devices(batch: int, wanted: int | None = None) -> None:
 
 
 def device_count() -> int:
-    """Return the number of devices that a step is mapped over."""
-    return jax.local_device_count()
+    """Return the number of devices that a step is mapped over, those of all processes."""
+    return jax.device_count()
 
 
 def describe_devices() -> str:
     """Return what the devices are, such as `2 x cpu`."""
-    return f"{device_count()} x {jax.local_devices()[0].device_kind.lower()}"
+    kind = f"{device_count()} x {jax.local_devices()[0].device_kind.lower()}"
+    processes = jax.process_count()
+    return kind if processes == 1 else f"{kind} in {processes} processes"
+
+
+def is_first() -> bool:
+    """Return whether this is the process that writes files and talks: process 0."""
+    return jax.process_index() == 0
+
+
+def share(count: int) -> slice:
+    """Return the part of a global batch of `count` that this process feeds to its devices."""
+    size = count // jax.process_count()
+    return slice(size * jax.process_index(), size * (jax.process_index() + 1))
+
+
+def on_first(compute: Callable[[], bytes]) -> bytes:
+    """Return what `compute()` returns on process 0, on every process.
+
+    Raises:
+      UserError: on every process, where it was raised on process 0; nobody waits for a dead one.
+    """
+    if jax.process_count() == 1:
+        return compute()
+    failed, content = False, b""
+    if is_first():
+        try:
+            content = compute()
+        except UserError as error:
+            failed, content = True, str(error).encode()
+    head = multihost_utils.broadcast_one_to_all(np.int64([failed, len(content)]).astype(np.int32))
+    padded = np.frombuffer(content.ljust(int(head[1]), b"\0"), np.uint8)
+    content = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
+    if head[0]:
+        raise UserError(content.decode())
+    return content
+
+
+def largest(value: int) -> int:
+    """Return the largest of all processes' values."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
 def on_accelerator() -> bool:
@@ -46,13 +126,16 @@ def on_accelerator() -> bool:
 
 
 def pmap(step: Callable, donate: bool = False, devices: int | None = None) -> Callable:
-    """Map `step(state, batch)` over the first `devices` devices (all) with the axis `AXIS`."""
-    donated = (0,) if donate else ()
-    return jax.pmap(step, AXIS, devices=_local(devices), donate_argnums=donated)
+    """Map `step(state, batch)` with the axis `AXIS` over all devices of all processes.
+
+    Or over this process's first `devices` devices.
+    """
+    chosen = None if devices is None else _local(devices)
+    return jax.pmap(step, AXIS, devices=chosen, donate_argnums=(0,) if donate else ())
 
 
 def replicate(tree, devices: int | None = None):
-    """Put a copy of every array on each device, as a leading axis."""
+    """Put a copy of every array on each of this process's devices, as a leading axis."""
     mesh = Mesh(np.array(_local(devices)), (AXIS,))
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -63,6 +146,11 @@ def replicate(tree, devices: int | None = None):
     return jax.tree.map(put, tree)
 
 
+def everywhere(value: int) -> np.ndarray:
+    """Return int32 `[devices]`, this process's value for each of its devices."""
+    return np.full(jax.local_device_count(), value, np.int32)
+
+
 def unreplicate(tree):
     """Return the first device's copy of every array, on the host."""
     # A copy, not a view: the device's buffer may be donated to the next step.
@@ -70,14 +158,12 @@ def unreplicate(tree):
 
 
 def shard(tree, devices: int | None = None):
-    """Split the leading axis `[N, ...]` of host arrays into `[devices, N / devices, ...]`."""
+    """Split the leading axis `[N, ...]` of host arrays into `[devices, N / devices, ...]`.
+
+    The devices are this process's, and so is the part of the global batch: `share` selects it.
+    """
     count = len(_local(devices))
     return jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), tree)
-
-
-def gather(tree):
-    """Undo `shard` for a step's output, on the host."""
-    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
 
 
 def _local(count: int | None) -> list[jax.Device]:

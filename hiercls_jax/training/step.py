@@ -83,13 +83,22 @@ def make_train_step(task: Task) -> Callable[[State, dict], tuple[State, dict]]:
     return step
 
 
-def make_predict_step(task: Task) -> Callable[[State, dict], dict]:
-    """Return `step(state, batch) -> probabilities`, float32 `[N, classes]` by level name."""
+def make_predict_step(task: Task) -> Callable[[State, dict], tuple[jax.Array, dict]]:
+    """Return `step(state, batch) -> (positions, probabilities)` of the global batch.
 
-    def step(state: State, batch: dict) -> dict:
+    `positions` are int32 `[N]`, each row's index in the global batch; probabilities float32
+    `[N, classes]` by level name. Every device returns those of all.
+    """
+    axis_name = task.network.axis_name
+
+    def step(state: State, batch: dict) -> tuple[jax.Array, dict]:
         images = standardise(batch["images"], task.mean, task.std)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits = task.network.apply(variables, images, train=False)
-        return {level: jax.nn.softmax(z.astype(jnp.float32)) for level, z in logits.items()}
+        probs = {level: jax.nn.softmax(z.astype(jnp.float32)) for level, z in logits.items()}
+        found = batch["positions"], probs
+        if axis_name is not None:
+            found = lax.all_gather(found, axis_name, tiled=True)
+        return found
 
     return step

@@ -66,6 +66,20 @@ class Tracker:
             self._bar.close()
 
 
+class Silent:
+    """The tracker of a process that neither writes nor talks."""
+
+    def advance(self) -> None: ...
+
+    def write(self, record: dict) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def describe(record: dict) -> str:
     """Return a record in words: split, losses, errors in percent, images per second."""
     parts = [f"{record['split']}:"]

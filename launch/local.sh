@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Run a command in N processes on this machine that train together.
+#
+#   launch/local.sh 2 python -m hiercls_jax.main --config=configs/merge1.py:quick
+#
+# Each process gets --distributed, --coordinator, --processes and --process_id behind the command's
+# own arguments. SIGTERM and Ctrl-C are passed on. The exit status is that of the first process that
+# failed, or 0. For trying out what a pod does; one process uses the cores of one machine better.
+set -euo pipefail
+
+count=${1:-}
+if ! [[ $count =~ ^[1-9][0-9]*$ && $# -gt 1 ]]; then
+  printf 'usage: launch/local.sh N COMMAND [ARGUMENT …]\n' >&2
+  exit 2
+fi
+shift
+
+free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+port=$(python3 -c "$free_port")
+pids=()
+trap 'kill -s TERM "${pids[@]}" 2> /dev/null || true' TERM
+trap 'kill -s INT "${pids[@]}" 2> /dev/null || true' INT
+for ((i = 0; i < count; i++)); do
+  "$@" --distributed --coordinator="127.0.0.1:$port" --processes="$count" --process_id="$i" &
+  pids+=($!)
+done
+
+status=0
+for pid in "${pids[@]}"; do
+  code=0
+  wait "$pid" || code=$?
+  while kill -0 "$pid" 2> /dev/null; do # a trapped signal interrupts wait
+    code=0
+    wait "$pid" || code=$?
+  done
+  if ((status == 0)); then status=$code; fi
+done
+exit "$status"

@@ -1,0 +1,110 @@
+"""The figures are whole, valid files that depend on their data alone."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hiercls_jax.evaluation import figures
+
+ALPHAS = np.linspace(0, 2, 21)
+ERRORS = {"coarse": 0.4 - 0.05 * ALPHAS, "fine": 0.5 + 0.02 * (ALPHAS - 1) ** 2}
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def curve(path, tuned=1.1, errors=ERRORS, title="merge1, seed 0"):
+    figures.alpha_curve(path, ALPHAS, errors, tuned, title)
+
+
+def scatter(path, name="trees", level="coarse"):
+    rng = np.random.default_rng(0)
+    p, q = rng.random((2, 30))
+    figures.scatter(path, p, q, (p + q) / 2, (p + q) / 2, p > 0.5, name, level)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which both figures are drawn once."""
+    path = tmp_path_factory.mktemp("drawn")
+    curve(path / "curve")
+    scatter(path / "scatter")
+    return path
+
+
+def text(path) -> str:
+    """All letters of an SVG: matplotlib notes the text of every glyph run beside it."""
+    return path.with_suffix(".svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["curve", "scatter"])
+def test_files_are_valid_images(folder, name):
+    """The PNG decodes to an image that is not blank, the SVG parses."""
+    with Image.open(folder / f"{name}.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 300
+    assert 0.001 < np.mean(pixels < 128) < 0.5
+    root = ET.parse(folder / f"{name}.svg").getroot()
+    assert root.tag == f"{SVG}svg"
+    assert len(list(root.iter(f"{SVG}path"))) > 10
+
+
+def test_the_same_data_gives_the_same_bytes(folder, tmp_path):
+    """Drawn again, every file is the same bytes: no date, no random ids."""
+    curve(tmp_path / "curve")
+    scatter(tmp_path / "scatter")
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["curve.png", "curve.svg", "scatter.png", "scatter.svg"]
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    for name in ("curve.svg", "scatter.svg"):
+        root = ET.parse(folder / name).getroot()
+        assert not list(root.iter("{http://purl.org/dc/elements/1.1/}date"))
+    assert figures.plt.get_fignums() == []  # a loop over runs does not fill the memory
+
+
+def test_the_curve_says_what_it_shows(folder):
+    """Levels, the title, and the tuned alpha with its error are written into the figure."""
+    for words in ("coarse", "fine", "merge1, seed 0", "α = 1.10", "tuned on validation", "34.50 %"):
+        assert words in text(folder / "curve"), words
+
+
+def test_the_scatter_says_what_it_shows(folder):
+    """The class, its level, and both moments are written into the figure."""
+    for words in ("P(trees)", "Q: sum over the classes below trees", "true coarse", "before",
+                  "after adaptation"):  # fmt: skip
+        assert words in text(folder / "scatter"), words
+
+
+def test_names_are_not_mathematics(tmp_path):
+    """A class, level or run may have any name, dollar signs and broken TeX between them too."""
+    name = r"5$ {and \frac 10$ & <x_y^"
+    scatter(tmp_path / "scatter", name, name)
+    assert r"P(5$ {and \frac 10$" in text(tmp_path / "scatter")
+    curve(tmp_path / "curve", errors={name: ERRORS["fine"]}, title=name)
+    assert text(tmp_path / "curve").count(r"5$ {and \frac 10$") >= 2
+
+
+def test_every_level_has_a_panel(tmp_path):
+    """Also a seventh level, an error that is constant or 0, and no tuned alpha, are drawn."""
+    errors = {f"level{i}": np.full(21, 0.1 * (i % 3)) for i in range(7)}
+    curve(tmp_path / "curve", None, errors)
+    assert all(level in text(tmp_path / "curve") for level in errors)
+    assert "tuned" not in text(tmp_path / "curve")
+
+
+def test_a_figure_is_whole_or_not_there(tmp_path, monkeypatch):
+    """Where writing breaks off, the figure of before is untouched and nothing stands beside it."""
+    curve(tmp_path / "curve")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(self, file, **_):
+        Path(file).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figures.plt.Figure, "savefig", fail)
+    with pytest.raises(OSError, match="No space"):
+        curve(tmp_path / "curve")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert figures.plt.get_fignums() == []
