@@ -1,55 +1,260 @@
-"""The choice of alpha: error of every level against alpha, tuned on validation data."""
+"""The choice of alpha on validation data: exact search, cross-validation and bootstrap."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import operator
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import minimize_scalar
 
-GRID = 201  # values of alpha from 0 to its largest; steps of 0.01 for two levels
+from hiercls_jax.adaptation.error_curve import Outcomes, StepFunction, check_levels
 
-
-def error_curve(
-    adapt: Callable, probs: Sequence, labels: Sequence, alphas: np.ndarray
-) -> np.ndarray:
-    """Return the top-1 error of each level at each alpha (the paper's Figures 3 and 4).
-
-    Args:
-      adapt: pure function `(probs, alpha) -> probs`, both one array `[N, classes]` per level.
-      probs: L arrays `[N, classes]` of probabilities, coarsest level first.
-      labels: L arrays `[N]` of integer labels.
-      alphas: `[A]` values of alpha.
-
-    Returns:
-      float64 `[A, L]`, errors in [0, 1]; ties between classes go to the lowest index.
-    """
-    return np.asarray(_wrong(adapt, tuple(probs), tuple(labels), jnp.asarray(alphas))) / len(
-        labels[0]
-    )
+# A probability below this counts as this in a log-likelihood: the smallest normal float32, below
+# which a mass counts as 0 in `adjust`. The log-likelihood of a sample is -87.3 at the least.
+FLOOR = float(np.finfo(np.float32).tiny)
+# Lengths that differ by less are equal: they are differences of rounded numbers up to about 2.
+TOLERANCE = 1e-12
 
 
-def _wrong(adapt, probs, labels, alphas):
-    @jax.jit
-    def count(probs, labels, alphas):
-        def at(alpha):
-            adapted = adapt(probs, alpha)
-            wrong = [
-                jnp.sum(jnp.argmax(p, axis=-1) != y) for p, y in zip(adapted, labels, strict=True)
-            ]
-            return jnp.stack(wrong)
-
-        return jax.lax.map(at, alphas)
-
-    return count(probs, labels, alphas)
-
-
-def tune(curve: np.ndarray, alphas: np.ndarray) -> float:
-    """Return the alpha with the smallest sum of the levels' errors; of several, the nearest to 1.
+@dataclasses.dataclass(frozen=True, eq=False)
+class AlphaSearch:
+    """What `alpha_search` found.
 
     Args:
-      curve: float `[A, L]`, errors on validation data.
-      alphas: `[A]`.
+      alpha: the choice.
+      value: the objective there.
+      minimisers: float64 `[M, 2]`, all alphas with the smallest value: closed intervals of float64
+        numbers, increasing. An end that does not belong to an interval of real numbers is replaced
+        by the next float64 inside.
+      curves: the error of each level against alpha.
     """
-    total = curve.sum(axis=1)
-    minimisers = alphas[total <= total.min() + 1e-12]
-    return float(minimisers[np.argmin(np.abs(minimisers - 1))])
+
+    alpha: float
+    value: float
+    minimisers: np.ndarray
+    curves: tuple[StepFunction, ...]
+
+
+def alpha_search(
+    original: Sequence,
+    target: Sequence,
+    labels: Sequence,
+    *,
+    largest: float,
+    objective: str | int = "sum",
+) -> AlphaSearch:
+    """Choose the alpha in [0, largest] that minimises an objective on validation data.
+
+    Errors are piecewise constant in alpha, and all their minimisers are found. The choice is the
+    midpoint of the widest minimising interval; of equally wide ones the midpoint nearest to 1,
+    where the levels agree; of two as near the lower one.
+
+    The negative log-likelihood is convex in alpha (wherever no probability is below `FLOOR`), and
+    a bounded search finds its minimum to about 1e-6. For Algorithm 1 on two levels this is alpha =
+    1 whatever the data: coarse′_y fine′_y = (f_y / Q) [(1-β) P + β Q] [(1-β) Q + β P] is symmetric
+    about β = 1/2. There the likelihood says something for deeper trees and other targets alone.
+
+    Args:
+      original: L float arrays `[N, K_l]`, probabilities before adaptation, coarsest level first.
+      target: L arrays of the same shapes, probabilities at alpha = 1. The score of a class at
+        alpha is (1-α) original + α target; of equal scores the lowest index counts, as in argmax.
+      labels: L integer arrays `[N]` in `[0, K_l)`.
+      largest: the largest admissible alpha, at least 1 (2 for two levels).
+      objective: 'sum', the sum of the levels' top-1 errors; an integer in `[0, L)`, the error of
+        that level; or 'nll', the sum over levels of the mean of -log of the label's probability,
+        a probability below `FLOOR` counting as `FLOOR`.
+
+    Raises:
+      ValueError: for shapes that disagree, labels out of range, scores that are not finite, an
+        unknown objective.
+
+    Source: Dutt, Pellerin and Quénot (CBMI 2017), Section 3.3: alpha "can be tuned using a
+    validation set".
+
+    >>> p, target = [[0.75, 0.25], [0.75, 0.25]], [[0.25, 0.75], [0.5, 0.5]]
+    >>> search = alpha_search([p], [target], [[1, 0]], largest=2)
+    >>> round(search.alpha, 9), search.value
+    (0.75, 0.0)
+    >>> search.curves[0]([0, 0.5, 0.75, 1, 2]).tolist()
+    [0.5, 0.5, 0.0, 0.0, 0.5]
+    """
+    evidence = _Evidence.of(original, target, labels, largest, objective)
+    return evidence.search(np.ones(evidence.samples, np.int64))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """What `cross_validate` found.
+
+    Args:
+      fold: integer `[N]`, the fold in which each sample was held out.
+      alphas: float64 `[folds]`, the choice of each fold, made without its own samples.
+      error: float64 `[L]`, top-1 error of each level over all samples, each sample adapted with
+        the alpha of its fold.
+      error_at_0, error_at_1: float64 `[L]`, the same with alpha 0 and 1 for all.
+    """
+
+    fold: np.ndarray
+    alphas: np.ndarray
+    error: np.ndarray
+    error_at_0: np.ndarray
+    error_at_1: np.ndarray
+
+
+def cross_validate(
+    original: Sequence,
+    target: Sequence,
+    labels: Sequence,
+    *,
+    largest: float,
+    objective: str | int = "sum",
+    folds: int = 5,
+    seed: int = 0,
+) -> CrossValidation:
+    """Measure what choosing alpha is worth, on samples that had no part in the choice.
+
+    Args:
+      original, target, labels, largest, objective: as for `alpha_search`.
+      folds: number of folds, in `[2, N]`, of sizes that differ by one at most.
+      seed: of the random partition into folds.
+
+    Raises:
+      ValueError: as `alpha_search`, and for a number of folds out of range.
+    """
+    evidence = _Evidence.of(original, target, labels, largest, objective)
+    if not 2 <= folds <= evidence.samples:
+        raise ValueError(f"folds must lie in [2, {evidence.samples}] (the samples), got {folds}")
+    fold = np.random.default_rng(seed).permutation(np.arange(evidence.samples) % folds)
+    alphas, wrong = [], 0
+    for i in range(folds):
+        alphas.append(evidence.search((fold != i).astype(np.int64)).alpha)
+        held_out = evidence.curves((fold == i).astype(np.int64))
+        at = [alphas[-1], 0, 1]
+        wrong += np.array([curve.count(at) for curve in held_out])
+    return CrossValidation(fold, np.array(alphas), *(wrong / evidence.samples).T)
+
+
+def bootstrap_interval(
+    original: Sequence,
+    target: Sequence,
+    labels: Sequence,
+    *,
+    largest: float,
+    objective: str | int = "sum",
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the choice of alpha over samples.
+
+    The interval between the (1 ± confidence) / 2 quantiles of the alphas chosen on resamples, N
+    samples each, drawn with replacement.
+
+    Args:
+      original, target, labels, largest, objective: as for `alpha_search`.
+      resamples: number of resamples, at least 1.
+      confidence: in (0, 1).
+      seed: of the resamples.
+
+    Raises:
+      ValueError: as `alpha_search`, and for `resamples` or `confidence` out of range.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), Section 13.3.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    evidence = _Evidence.of(original, target, labels, largest, objective)
+    rng, n = np.random.default_rng(seed), evidence.samples
+    drawn = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples))
+    alphas = [evidence.search(weights).alpha for weights in drawn]
+    low, high = np.quantile(alphas, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def widest_midpoint(intervals: np.ndarray) -> float:
+    """Return the midpoint of the widest interval; ties go to the nearest to 1, then to the lower.
+
+    Args:
+      intervals: float `[M, 2]`, increasing, M > 0.
+    """
+    width = intervals[:, 1] - intervals[:, 0]
+    middle = intervals.mean(axis=1)[width >= width.max() - TOLERANCE]
+    distance = np.abs(middle - 1)
+    return float(middle[distance <= distance.min() + TOLERANCE][0])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Evidence:
+    """All that the choice on any weighting of the samples needs: nothing of size N × K.
+
+    Args:
+      outcomes: where each sample is right, by level.
+      p_original, p_target: float64 `[L, N]`, the label's probability at alpha 0 and 1.
+      largest, objective: as for `alpha_search`.
+    """
+
+    outcomes: tuple[Outcomes, ...]
+    p_original: np.ndarray
+    p_target: np.ndarray
+    largest: float
+    objective: str | int
+
+    @classmethod
+    def of(cls, original, target, labels, largest, objective) -> "_Evidence":
+        levels = check_levels(original, target, labels, largest)
+        objective = _check_objective(objective, len(levels))
+        largest = float(largest)
+        samples = np.arange(len(levels[0][2]))
+        p_original = np.array([p[samples, y] for p, _, y in levels], np.float64)
+        p_target = np.array([t[samples, y] for _, t, y in levels], np.float64)
+        outcomes = tuple(Outcomes.of(*level, largest) for level in levels)
+        return cls(outcomes, p_original, p_target, largest, objective)
+
+    @property
+    def samples(self) -> int:
+        return self.p_original.shape[1]
+
+    def curves(self, weights: np.ndarray) -> tuple[StepFunction, ...]:
+        """Return the error of each level with each sample counted `weights` times, integer [N]."""
+        return tuple(outcomes.error(weights) for outcomes in self.outcomes)
+
+    def search(self, weights: np.ndarray) -> AlphaSearch:
+        """Return the choice with each sample counted `weights` times, integer [N]."""
+        curves = self.curves(weights)
+        if self.objective == "nll":
+            alpha, value = self._least_nll(weights)
+            return AlphaSearch(alpha, value, np.array([[alpha, alpha]]), curves)
+        total = sum(curves[1:], curves[0]) if self.objective == "sum" else curves[self.objective]
+        minimisers = total.minimisers()
+        alpha = widest_midpoint(minimisers)
+        return AlphaSearch(alpha, float(total(alpha)), minimisers, curves)
+
+    def _least_nll(self, weights) -> tuple[float, float]:
+        def nll(alpha):
+            p = (1 - alpha) * self.p_original + alpha * self.p_target
+            return -float(np.sum(np.log(np.maximum(p, FLOOR)) @ weights)) / weights.sum()
+
+        found = minimize_scalar(
+            nll, bounds=(0, self.largest), method="bounded", options={"xatol": 1e-8}
+        )
+        best = min((float(found.x), 0.0, self.largest), key=nll)  # it never looks at its bounds
+        if nll(1.0) <= nll(best) + TOLERANCE:  # as where nothing depends on alpha
+            best = 1.0
+        return best, nll(best)
+
+
+def _check_objective(objective, levels: int) -> str | int:
+    if isinstance(objective, str) and objective in ("sum", "nll"):
+        return objective
+    try:
+        level = operator.index(objective)
+    except TypeError:
+        level = -1
+    if not 0 <= level < levels:
+        raise ValueError(
+            f"objective={objective!r}: allowed are 'sum', 'nll' and the number of a level, "
+            f"0 to {levels - 1}"
+        )
+    return level
