@@ -24,7 +24,7 @@ from hiercls_jax.adaptation.alpha import alpha_search
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.adaptation.tree import adjust_tree, interpolate, marginals
 from hiercls_jax.evaluation import streaming
-from hiercls_jax.evaluation.metrics import top1_error
+from hiercls_jax.evaluation.metrics import topk_error
 from hiercls_jax.hierarchy import Hierarchy
 
 SUM = 1e-6
@@ -293,7 +293,7 @@ def test_ragged_hierarchy(capsys):
     assert [row[1] for row in rows] == fine
     assert "emu" in fine
     results = json.loads(Path("out/report.json").read_text())
-    assert results["test_error"]["tuned"]["animal"] == pytest.approx(top1_error(cut, labels))
+    assert results["test_error"]["tuned"]["animal"] == pytest.approx(topk_error(cut, labels))
     assert results["coherence_gap"]["after"]["kind/animal"] < SUM
     logits_too, _ = logits(RAGGED)
     np.save("pc.npy", logits_too[0])
@@ -313,11 +313,11 @@ def test_reports_errors(inputs, capsys):
     errors, true = results["test_error"], TWO.labels(labels)
     predictions = np.load("out/predictions.npy")
     for level, (name, p) in enumerate(zip(TWO.levels, levels, strict=True)):
-        assert errors["alpha=0"][name] == pytest.approx(top1_error(p, true[level]))
+        assert errors["alpha=0"][name] == pytest.approx(topk_error(p, true[level]))
         assert errors["tuned"][name] == pytest.approx(np.mean(predictions[:, level] != true[level]))
         curve = results["curve"][f"test_error_{name}"]
         for alpha, error in list(zip(results["curve"]["alpha"], curve, strict=True))[::40]:
-            wanted = top1_error(adjust_tree(levels, TWO, alpha)[level], true[level])
+            wanted = topk_error(adjust_tree(levels, TWO, alpha)[level], true[level])
             assert error == pytest.approx(wanted), alpha
     assert (results["measured_on_rows"], results["tuned_on_rows"]) == (N, 0)
     assert f"errors of all {N} rows" in printed
@@ -337,7 +337,7 @@ def test_tunes_on_one_half_and_measures_on_the_other(inputs, capsys):
     def error(alpha, rows):
         adapted = adjust_tree(levels, TWO, alpha)
         return [
-            top1_error(np.asarray(p)[rows], y[rows]) for p, y in zip(adapted, true, strict=True)
+            topk_error(np.asarray(p)[rows], y[rows]) for p, y in zip(adapted, true, strict=True)
         ]
 
     target = RULES["kl"].target(levels, TWO)
