@@ -75,10 +75,8 @@ def test_the_curve_says_what_it_shows(folder):
 
 def test_the_scatter_says_what_it_shows(folder):
     """The class, its level, and both moments are written into the figure."""
-    for words in (
-        "P(trees)", "Q: sum over the classes below trees", "other coarse classes", "before",
-        "after adaptation",
-    ):  # fmt: skip
+    for words in ("P(trees)", "Q: sum over the classes below trees", "other coarse classes",
+                  "before", "after adaptation"):  # fmt: skip
         assert words in text(folder / "scatter"), words
 
 

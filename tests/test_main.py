@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,6 +184,8 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path
     assert (status, err) == (0, "")
     assert "separate: toy4 on folder: 64 images to train on, 0 to tune alpha on, 20 to test" in out
     assert "chosen, alpha = 1.00" in out
+    for level in ("coarse", "fine"):  # after its first steps, each says what it will cost
+        assert re.search(rf"{level}: 2 steps of 8 .* images/s on 4 x cpu: about \d+ s", out), out
     assert sorted(path.name for path in work.iterdir()) == [
         "alpha_curve.png", "alpha_curve.svg", "coarse", "config.json", "fine", "hierarchy.json",
         "predictions.npz", "results.json", "scatter.png", "scatter.svg",
@@ -202,6 +205,8 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path
     assert results["command"].startswith(f"python -m hiercls_jax.main {config}")
     assert results["config"]["data.final"] is True
     assert results["environment"]["jax"] == jax.__version__
+    assert {"commit", "python", "devices", "machine"} <= set(results["environment"])
+    assert min(results["seconds"].values()) > 0
     assert results["parameters"] == sum(
         leaf.size for level in ("coarse", "fine") for leaf in saved_parameters(work / level)
     )
@@ -240,8 +245,9 @@ def test_a_workdir_that_cannot_be_used(command, tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_nothing_to_evaluate(command, toy, tmp_path):
+def test_nothing_to_evaluate(command, toy, tmp_path, monkeypatch):
     """`--mode=evaluate` of a run that was never trained says so."""
+    monkeypatch.setattr(run, "create", lambda *_: None)  # takes seconds to compile
     status, _, err = command(f"{MERGE1}:arch=toy4,dataset=folder,batch=8", *toy, "--mode=evaluate",
                              f"--config.workdir={tmp_path / 'work'}")  # fmt: skip
     assert status == 1
