@@ -268,6 +268,15 @@ def test_weights_by_hand():
     assert_close(adjust_tree(levels, tree, [4, 4 / 3], [3, 1]), levels[::-1], atol=SUM)
 
 
+def test_weights_of_any_size_are_the_same():
+    """Ratios of weights alone matter, also where weight times mass would underflow or overflow."""
+    levels, tree = example()
+    wanted = adjust_tree(levels, tree, 1, [1, 2, 3, 4])
+    for size in (1e-30, 1e-50, 1e50):
+        results = adjust_tree(levels, tree, 1, np.multiply([1, 2, 3, 4], size))
+        assert_close(results, wanted, RATIO)
+
+
 def test_a_level_of_weight_0_does_not_count():
     """Its own probabilities are not in the target, and it has α up to 1."""
     rng = np.random.default_rng(5)

@@ -53,7 +53,8 @@ def adjust_tree_log(
     >>> animals = ("cat", "dog"), ("lynx", "lion", "pug")
     >>> pets = Hierarchy(("kind", "animal"), animals, ((0, 0, 1),))
     >>> logits = [[0.0, 500.0], [-1000.0, -1001.0, 0.0]]
-    >>> [p.round(1).tolist() for p in adjust_tree_log(log_marginals(logits, pets), pets, 1.0)]
+    >>> adapted = adjust_tree_log(log_marginals(logits, pets), pets, 1.0)
+    >>> [[round(float(x), 1) for x in level] for level in adapted]
     [[-500.7, 0.0], [-501.0, -502.0, 0.0]]
     """
     return _adjust(*checked(log_probs, hierarchy, alpha, weights))
@@ -115,7 +116,7 @@ def _log_share(x, s, num_groups):
     whole = log_group_sum(x, s, num_groups)
     empty = jnp.isneginf(whole)
     size = column(jax.ops.segment_sum(jnp.ones(len(s), x.dtype), s, num_groups), x)
-    return jnp.where(empty[s], -jnp.log(size)[s], x - jnp.where(empty, 0, whole)[s])
+    return jnp.where(empty[s], -jnp.log(size)[s], x - whole[s])
 
 
 LOGARITHMS = Arithmetic(jnp.log, _log_add, operator.add, log_group_sum, _log_share)
