@@ -1,4 +1,7 @@
-"""`python -m hiercls_jax` lists the commands."""
+"""`python -m hiercls_jax` lists the commands, and `python -m hiercls_jax adapt` is one of them."""
+
+import signal
+import sys
 
 COMMANDS = """\
 hiercls_jax: hierarchical image classification with merged networks and test-time adaptation
@@ -10,7 +13,26 @@ hiercls_jax: hierarchical image classification with merged networks and test-tim
   python -m hiercls_jax.main --config=configs/merge1.py --mode=summary
       parameters and multiply-adds of each stage and branch
   python -m hiercls_jax.main --help
-      all flags"""
+      all flags
+  python -m hiercls_jax adapt --hierarchy=h.json --coarse=pc.npy --fine=pf.npy --out=DIR
+      adapt the probabilities of any classifier, from .npy, .npz, CSV or Parquet
+  python -m hiercls_jax adapt --help
+      all its flags"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command that is named, or list the commands."""
+    if argv[1:2] == ["adapt"]:
+        from hiercls_jax import adapt
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
+        return adapt.main(argv[1:])
+    if argv[1:] in ([], ["--help"]):
+        print(COMMANDS)
+        return 0
+    print(f"error: there is no command '{argv[1]}'; run python -m hiercls_jax", file=sys.stderr)
+    return 2
+
 
 if __name__ == "__main__":
-    print(COMMANDS)
+    sys.exit(main(sys.argv))

@@ -5,6 +5,7 @@ experiment; `configs/merge1.py:quick` and `configs/merge1.py:arch=densenet100,se
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -182,8 +183,8 @@ def check(config: ConfigDict) -> None:
     _family(config)
     if config.variant not in VARIANTS:
         raise ConfigError(f"variant '{config.variant}' is not one of {', '.join(VARIANTS)}")
-    kind = config.data.dataset.split(":")[0]
-    if kind not in ("embedded", "cifar100", "folder", "tfds") or config.data.dataset == "tfds":
+    kind, _, name = config.data.dataset.partition(":")
+    if not (name if kind == "tfds" else config.data.dataset in ("embedded", "cifar100", "folder")):
         raise ConfigError(
             f"data.dataset '{config.data.dataset}' is not one of embedded, cifar100, folder, "
             "tfds:NAME"
@@ -204,9 +205,20 @@ def check(config: ConfigDict) -> None:
         )
     if kind == "embedded" and config.data.dir:
         raise ConfigError("the embedded data set is made, not read: it has no data.dir")
-    for field in ("train.epochs", "train.batch", "run.log_every"):
-        if config_value(config, field) < 1:
-            raise ConfigError(f"{field} is at least 1, not {config_value(config, field)}")
+    for field in (
+        "train.epochs", "train.batch", "run.log_every", "run.cpu_devices", "data.image_size",
+    ):  # fmt: skip
+        value = config_value(config, field)
+        if value is not None and value < 1:
+            raise ConfigError(f"{field} is at least 1, not {value}")
+    for field in ("seed", "data.validation_seed"):
+        if not 0 <= config_value(config, field) < 2**32:
+            raise ConfigError(
+                f"{field} is an integer from 0 to 2**32 - 1, not {config_value(config, field)}"
+            )
+    weights = config.train.loss_weights or ()
+    if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights):
+        raise ConfigError(f"train.loss_weights are numbers of at least 0, not {weights}")
     if not 0 < config.data.validation < 1:
         raise ConfigError(
             f"data.validation is a fraction between 0 and 1, not {config.data.validation}; "
@@ -338,10 +350,10 @@ def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[N
     """
     hierarchy = data.hierarchy
     weights = config.train.loss_weights or (1.0,) * hierarchy.num_levels
-    if len(weights) != hierarchy.num_levels or min(weights) < 0:
+    if len(weights) != hierarchy.num_levels:
         raise ConfigError(
-            f"train.loss_weights needs {hierarchy.num_levels} numbers of at least 0, one for each "
-            f"of {', '.join(hierarchy.levels)}; got {weights}"
+            f"train.loss_weights needs {hierarchy.num_levels} numbers, one for each of "
+            f"{', '.join(hierarchy.levels)}; got {weights}"
         )
     weights = {level: float(w) for level, w in zip(hierarchy.levels, weights, strict=True)}
     mean, std = data.channel_statistics()
@@ -377,7 +389,13 @@ def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[N
 def load_hierarchy(config: ConfigDict) -> Hierarchy:
     """Return the hierarchy of a config's data set, without reading images."""
     if config.data.hierarchy:
-        return Hierarchy.read(config.data.hierarchy)
+        hierarchy = Hierarchy.read(config.data.hierarchy)
+        if hierarchy.ragged:
+            raise ConfigError(
+                f"{config.data.hierarchy} has leaves above its last level; a network needs a class "
+                "for every image at every level: give such a leaf an only child at each level below"
+            )
+        return hierarchy
     return embedded.hierarchy() if config.data.dataset == "embedded" else cifar100()
 
 

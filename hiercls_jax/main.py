@@ -58,12 +58,15 @@ def main(argv: list[str]) -> int:
             print(json.dumps(counts, indent=1) if JSON.value else table)
         else:
             run.run(CONFIG.value, MODE.value == "train", sys.argv[1:], _cluster())
-    except UserError as error:
+    except (UserError, OSError) as error:  # such as a full disk
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Interrupted as stop:
         print(f"{stop}. The same command again goes on from there.", file=sys.stderr)
         return stop.status
+    except KeyboardInterrupt:
+        print("stopped. The same command again goes on from what is saved.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -84,7 +87,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         if CONFIG.value is not None:
             CONFIG.value.to_dict()  # a config file that is not there is noticed at its first use
         return rest
-    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+    except Exception as e:  # a config file is a program, which may raise anything
         print(f"error: {_explain(e)}\nSee: python -m hiercls_jax.main --help", file=sys.stderr)
         sys.exit(2)
 
@@ -97,8 +100,9 @@ def _explain(error: Exception) -> str:
     misspelt = re.search(r'Did you mean \\?"(.+?)\\?" instead of \\?"(.+?)\\?"', text)
     if misspelt:
         return f"the config has no field '{misspelt[2]}'; did you mean '{misspelt[1]}'?"
-    if isinstance(error, KeyError):
-        return f"the config has no field {text.strip(chr(34))}"
+    unknown = re.fullmatch(r"[\"']*(\w+)[\"']*", text)  # all that a KeyError says
+    if unknown:
+        return f"the config has no field '{unknown[1]}'"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if isinstance(error, OSError) else " ".join(lines)
 

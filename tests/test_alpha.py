@@ -68,7 +68,7 @@ def take(problem, rows):
         pytest.param([[0, 0.5], [1.5, 2]], 0.25, id="as near: the lower"),
         pytest.param([[0.25, 0.25], [0.75, 0.75], [1.5, 1.5]], 0.75, id="points"),
         pytest.param([[0.1, 0.3], [1.1, 1.3]], 1.2, id="equally wide but for a rounding"),
-        pytest.param([[0.6, 0.7], [1.3, 1.4]], 0.65, id="as near but for a rounding"),
+        pytest.param([[0.3, 0.4], [1.6, 1.7]], 0.35, id="as near but for a rounding"),
         pytest.param([[0, 2]], 1, id="all"),
     ],
 )
@@ -181,7 +181,8 @@ def two_classes(p, target):
 def test_likelihood_by_hand(problem, alpha):
     """Minima in closed form, inside the range, at its ends, and where there is none."""
     search = alpha_search(*problem, largest=2, objective="nll")
-    assert search.alpha == pytest.approx(alpha, abs=SEARCH)
+    # The range's ends, and 1, are tried themselves.
+    assert search.alpha == pytest.approx(alpha, abs=0 if alpha in (0, 1, 2) else SEARCH)
     assert search.minimisers.tolist() == [[search.alpha, search.alpha]]
 
 

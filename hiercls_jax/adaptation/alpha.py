@@ -232,9 +232,11 @@ class _Evidence:
         return AlphaSearch(alpha, float(total(alpha)), minimisers, curves)
 
     def _least_nll(self, weights) -> tuple[float, float]:
+        share = weights / weights.sum()
+
         def nll(alpha):
             p = (1 - alpha) * self.p_original + alpha * self.p_target
-            return -float(np.sum(np.log(np.maximum(p, FLOOR)) @ weights)) / weights.sum()
+            return -float(np.sum(np.log(np.maximum(p, FLOOR)) @ share))
 
         found = minimize_scalar(
             nll, bounds=(0, self.largest), method="bounded", options={"xatol": 1e-8}

@@ -90,10 +90,8 @@ class Outcomes:
         end = np.nextafter(largest, np.inf)
         after = np.nextafter(high, np.inf).clip(0, end)
         low = np.minimum(low, after)  # an empty interval gets no pieces
-        breakpoints, piece = np.unique(
-            np.concatenate([[0, end], low, after]) + 0.0,  # + 0.0: no negative zeros
-            return_inverse=True,
-        )
+        ends = np.concatenate([[0, end], low, after])
+        breakpoints, piece = np.unique(ends, return_inverse=True)
         first, stop = np.split(piece[2:], 2)
         return cls(breakpoints[:-1], first, stop, largest)
 
@@ -161,11 +159,10 @@ def _winning_intervals(original, target, labels, largest):
         for scores in (original.astype(np.float64), target.astype(np.float64))
     )
     slope = lead_at_1 - lead
-    # A slope near 0 sends the crossing out of range, to infinity at worst, where it is harmless.
-    with np.errstate(over="ignore", invalid="ignore"):
-        crossing = np.divide(lead, -slope, out=np.zeros_like(lead), where=slope != 0)
-        product, error = _two_product(slope, crossing)
-        there = (lead + product) + error  # the lead at the rounded crossing; its sign is exact
+    # A slope other than 0 is at least a rounding of the lead: no crossing overflows.
+    crossing = np.divide(lead, -slope, out=np.zeros_like(lead), where=slope != 0)
+    product, error = _two_product(slope, crossing)
+    there = (lead + product) + error  # the lead at the rounded crossing; its sign is exact
     wins = (there > 0) | ((there == 0) & (np.arange(original.shape[1]) >= label))
     # The exact crossing is within half a unit in the last place of the rounded one, so the last
     # float64 on the winning side of it is the rounded one or its neighbour.
@@ -173,7 +170,8 @@ def _winning_intervals(original, target, labels, largest):
     before = np.nextafter(crossing, -np.inf)
     low = np.where(slope < 0, 0, np.where(wins, crossing, after))
     high = np.where(slope < 0, np.where(wins, crossing, before), largest)
-    return np.stack([low.max(axis=1).clip(0), high.min(axis=1).clip(None, largest)], axis=1)
+    # Against itself the label wins on all of [0, largest].
+    return np.stack([low.max(axis=1), high.min(axis=1)], axis=1)
 
 
 def _two_product(a, b):

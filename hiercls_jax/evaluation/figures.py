@@ -16,19 +16,23 @@ STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
     "svg.hashsalt": "h",  # ids in the file that are the same each time
     "text.parse_math": False,  # classes may have dollar signs in their names
 }
 
 
-def alpha_curve(path: Path, alphas, errors: dict, tuned: float | None, title: str) -> None:
+def alpha_curve(
+    path: Path, alphas, errors: dict, tuned: tuple[float, dict] | None, title: str
+) -> None:
     """Draw top-1 error against alpha, one panel per level, in the manner of Figure 3.
 
     Args:
       path: file to write, without a suffix; `.png` and `.svg` are written.
       alphas: `[A]`.
       errors: `[A]` in [0, 1] by level name, on test data.
-      tuned: the alpha chosen on validation data, marked; None where none was.
+      tuned: the alpha chosen on validation data and the errors there by level name, marked; None
+        where none was chosen.
       title: what was run.
     """
     with plt.rc_context(STYLE):
@@ -41,11 +45,11 @@ def alpha_curve(path: Path, alphas, errors: dict, tuned: float | None, title: st
             ax.plot(alphas, error, color=colour, lw=1.8)
             ax.axvline(1, color="0.75", lw=0.8, zorder=0)
             if tuned is not None:
-                at = np.interp(tuned, alphas, error)
-                ax.plot([tuned], [at], "o", color=colour, ms=6, clip_on=False)
+                alpha, at = tuned[0], 100 * tuned[1][level]
+                ax.plot([alpha], [at], "o", color=colour, ms=6, clip_on=False)
                 ax.annotate(
-                    f"α = {tuned:.2f}, tuned on validation\n{at:.2f} %",
-                    (tuned, at),
+                    f"α = {alpha:.2f}, tuned on validation\n{at:.2f} %",
+                    (alpha, at),
                     (0.5, 0.93),
                     textcoords="axes fraction",
                     ha="center",
@@ -74,11 +78,12 @@ def scatter(path: Path, p, q, adapted_p, adapted_q, member, name: str, level: st
       level: the class's level.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.9), sharex=True, sharey=True)
+        figure, axes = plt.subplots(1, 2, figsize=(7.2, 4.6), sharex=True, sharey=True)
         pairs = ((p, q, "before"), (adapted_p, adapted_q, "after adaptation"))
         for ax, (x, y, title) in zip(axes, pairs, strict=True):
             ax.plot([0, 1], [0, 1], color="0.75", lw=0.8, zorder=0)
-            for mask, colour, label in ((~member, "0.55", "other"), (member, "#009E73", name)):
+            others, own = f"samples of other {level} classes", f"samples of {name}"
+            for mask, colour, label in ((~member, "0.55", others), (member, "#009E73", own)):
                 ax.scatter(
                     np.asarray(x)[mask], np.asarray(y)[mask], s=7, alpha=0.55, color=colour,
                     label=label, linewidths=0, rasterized=True,
@@ -86,14 +91,14 @@ def scatter(path: Path, p, q, adapted_p, adapted_q, member, name: str, level: st
             ax.set(title=title, xlabel=f"P({name})", aspect="equal")
             ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes[0].set_ylabel(f"Q: sum over the classes below {name}")
-        axes[0].legend(loc="upper left", fontsize=8, frameon=False, title=f"true {level}")
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, markerscale=2)
         _save(figure, path)
 
 
 def _save(figure, path: Path) -> None:
     """Write both files, each under a temporary name first, so that it is whole or not there."""
     try:
-        figure.tight_layout()
         for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
             try:

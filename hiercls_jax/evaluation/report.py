@@ -1,16 +1,19 @@
 """What adaptation did: errors of every level against alpha, as numbers, a table and figures."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from hiercls_jax.adaptation.alpha import GRID, error_curve, tune
-from hiercls_jax.adaptation.tree import adjust_levels, largest_alpha
+from hiercls_jax.adaptation.alpha import alpha_search, bootstrap_interval
+from hiercls_jax.adaptation.error_curve import error_curves
+from hiercls_jax.adaptation.tree import adjust_tree, largest_alpha
 from hiercls_jax.evaluation import figures
-from hiercls_jax.evaluation.metrics import coherence_gap
+from hiercls_jax.evaluation.metrics import child_sums, coherence_gap
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
+
+POINTS = 401  # of the curve in the results; the curve itself is exact at each
+RESAMPLES = 200  # of the bootstrap interval: a second for 5,000 images
 
 
 def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy) -> dict:
@@ -22,42 +25,52 @@ def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy) -> dict:
       hierarchy: the levels.
 
     Returns:
-      `alpha` and how it was chosen; `test_error` (in [0, 1]) by setting (`alpha=0`, `alpha=1`,
-      the largest alpha, `tuned`) and level; `validation_error` likewise; `curve` of test errors;
-      `coherence_gap` between neighbouring levels before and after.
+      `alpha`, how it was chosen, and the 95 % bootstrap interval of the choice; `test_error` (in
+      [0, 1]) by setting (`alpha=0`, `alpha=1`, the largest alpha, `tuned`) and level;
+      `validation_error` likewise; `curve` of test errors; `coherence_gap` between neighbouring
+      levels before and after.
     """
-    alphas = np.linspace(0, largest_alpha(hierarchy.num_levels), GRID)
-    adapt = partial(_adapt, hierarchy)
-    curves = {
-        split: error_curve(
-            adapt, list(predictions.probs.values()), list(predictions.labels.values()), alphas
-        )
-        for split, predictions in splits.items()
-    }
-    held_out = "validation" in splits
-    alpha = tune(curves["validation"], alphas) if held_out else 1.0
-    settings = {"alpha=0": 0.0, "alpha=1": 1.0, f"alpha={alphas[-1]:g}": alphas[-1], "tuned": alpha}
+    largest = min(largest_alpha(hierarchy.num_levels))
+    evidence = {split: _evidence(p, hierarchy) for split, p in splits.items()}
+    if "validation" in splits:
+        alpha = alpha_search(*evidence["validation"], largest=largest).alpha
+        interval = bootstrap_interval(*evidence["validation"], largest=largest, resamples=RESAMPLES)
+        chosen = {"alpha_chosen_on": "validation", "alpha_interval": list(interval)}
+    else:
+        alpha, chosen = 1.0, {"alpha_chosen_on": "nothing: no validation split, set to 1"}
+    settings = {"alpha=0": 0.0, "alpha=1": 1.0, f"alpha={largest:g}": largest, "tuned": alpha}
+    curves = {split: error_curves(*e, largest=largest) for split, e in evidence.items()}
+    alphas = np.linspace(0, largest, POINTS)
     results = {
         "alpha": alpha,
-        "alpha_chosen_on": "validation" if held_out else "nothing: no validation split, set to 1",
+        **chosen,
         "curve": {"alpha": [round(a, 6) for a in alphas.tolist()]},
         "images": {split: len(next(iter(p.labels.values()))) for split, p in splits.items()},
     }
-    for split, curve in curves.items():
-        at = {name: curve[np.argmin(np.abs(alphas - value))] for name, value in settings.items()}
+    for split, by_level in curves.items():
         results[f"{split}_error"] = {
-            name: dict(zip(hierarchy.levels, errors.tolist(), strict=True))
-            for name, errors in at.items()
+            name: {v: float(curve(at)) for v, curve in zip(hierarchy.levels, by_level, strict=True)}
+            for name, at in settings.items()
         }
-    for level, errors in zip(hierarchy.levels, curves["test"].T, strict=True):
-        results["curve"][f"test_error_{level}"] = errors.tolist()
-    before = list(splits["test"].probs.values())
-    after = [np.asarray(p) for p in adapt(before, alpha)]
+    for level, curve in zip(hierarchy.levels, curves["test"], strict=True):
+        results["curve"][f"test_error_{level}"] = curve(alphas).tolist()
+    before, after = _adapted(splits["test"], hierarchy, alpha)
     results["coherence_gap"] = {
         "before": _gaps(before, hierarchy),
         "after": _gaps(after, hierarchy),
     }
     return results
+
+
+def _evidence(predictions: Predictions, hierarchy: Hierarchy) -> tuple[list, list, list]:
+    """Return what the exact curve is made of: probabilities, their target, labels, by level."""
+    return (*_adapted(predictions, hierarchy, 1.0), list(predictions.labels.values()))
+
+
+def _adapted(predictions: Predictions, hierarchy: Hierarchy, alpha: float) -> tuple[list, list]:
+    """Return every level's probabilities before and after adaptation."""
+    before = list(predictions.probs.values())
+    return before, [np.asarray(p) for p in adjust_tree(before, hierarchy, alpha)]
 
 
 def format_table(results: dict, hierarchy: Hierarchy) -> str:
@@ -83,35 +96,25 @@ def draw(folder: Path, results: dict, test: Predictions, hierarchy: Hierarchy, t
     """Write `alpha_curve` and `scatter` as `.png` and `.svg` into `folder`."""
     curve = results["curve"]
     errors = {level: curve[f"test_error_{level}"] for level in hierarchy.levels}
-    tuned = results["alpha"] if "validation_error" in results else None
+    held_out = "validation_error" in results
+    tuned = (results["alpha"], results["test_error"]["tuned"]) if held_out else None
     figures.alpha_curve(folder / "alpha_curve", np.array(curve["alpha"]), errors, tuned, title)
 
     upper, lower = hierarchy.levels[-2:]
     parents = hierarchy.parents[-1]
-    before = list(test.probs.values())
-    after = [np.asarray(p) for p in _adapt(hierarchy, before, results["alpha"])]
+    before, after = _adapted(test, hierarchy, results["alpha"])
     # The class whose two answers differ most: where there is most to see.
-    shown = int(np.argmax(np.abs(before[-2] - _sum_children(before[-1], parents)).mean(axis=0)))
+    shown = int(np.argmax(np.abs(before[-2] - child_sums(before[-1], parents)).mean(axis=0)))
     figures.scatter(
         folder / "scatter",
         before[-2][:, shown],
-        _sum_children(before[-1], parents)[:, shown],
+        child_sums(before[-1], parents)[:, shown],
         after[-2][:, shown],
-        _sum_children(after[-1], parents)[:, shown],
+        child_sums(after[-1], parents)[:, shown],
         test.labels[upper] == shown,
         hierarchy.names[-2][shown],
         upper,
     )
-
-
-def _adapt(hierarchy: Hierarchy, probs, alpha):
-    return adjust_levels(probs, hierarchy, alpha)
-
-
-def _sum_children(p_lower, parents):
-    order = np.argsort(parents, kind="stable")
-    starts = np.searchsorted(parents[order], np.arange(parents.max() + 1))
-    return np.add.reduceat(p_lower[:, order], starts, axis=1)
 
 
 def _gaps(probs, hierarchy: Hierarchy) -> dict[str, float]:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hiercls_jax.models.layers import Conv, NormRelu, average_pool
-from hiercls_jax.models.resnet import STAGES, Stem
+from hiercls_jax.models.resnet import STAGES, Stem, check_scale
 
 BOTTLENECK = 4  # channels of a layer's inner activation over the growth rate
 
@@ -67,6 +67,9 @@ class DenseNet:
             raise ValueError(f"a DenseNet-BC has depth 6n + 4 (10, 16, …), not {self.depth}")
         if not 0 < self.compression <= 1:
             raise ValueError(f"compression lies in (0, 1], not {self.compression}")
+        if self.growth < 1:
+            raise ValueError(f"growth is at least 1 channel, not {self.growth}")
+        check_scale(self.width, self.stem_stride)
 
     def pieces(self, axis_name: str | None) -> tuple[nn.Module, ...]:
         """Return the stem, the three stages and the final normalisation, in order."""

@@ -1,6 +1,7 @@
 """Pre-activation bottleneck ResNet for small images, depth 9n + 2 (He et al., ECCV 2016)."""
 
 import dataclasses
+import math
 
 import flax.linen as nn
 
@@ -74,6 +75,7 @@ class ResNet:
     def __post_init__(self):
         if self.depth < 11 or (self.depth - 2) % 9:
             raise ValueError(f"a bottleneck ResNet has depth 9n + 2 (11, 20, …), not {self.depth}")
+        check_scale(self.width, self.stem_stride)
 
     def pieces(self, axis_name: str | None) -> tuple[nn.Module, ...]:
         """Return the stem, the three stages and the final normalisation, in order."""
@@ -87,3 +89,11 @@ class ResNet:
             ),
             NormRelu(axis_name, name="norm"),
         )
+
+
+def check_scale(width: float, stem_stride: int) -> None:
+    """Raise a ValueError for a width or a stem stride that no network can have."""
+    if not 0 < width < math.inf:
+        raise ValueError(f"width is a positive multiplier, not {width}")
+    if stem_stride < 1:
+        raise ValueError(f"stem_stride is at least 1, not {stem_stride}")

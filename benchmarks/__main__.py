@@ -1,0 +1,50 @@
+"""Print all comparisons, and write them as JSON.
+
+python -m benchmarks
+python -m benchmarks --rounds=9 --out=benchmarks/results.json
+"""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from absl import app, flags
+
+from benchmarks import adaptation
+from benchmarks.timing import Row, format_row
+
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds in which the sides take turns.", 1)
+OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+
+
+def main(argv: list[str]) -> None:
+    """Run every comparison, printing each as it is done."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument '{argv[1]}'")
+    print(f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, medians of {ROUNDS.value}\n")
+    rows = []
+    for row in adaptation.rows(ROUNDS.value):
+        print(format_row(row), "\n", flush=True)
+        rows.append(row)
+    if OUT.value:
+        Path(OUT.value).write_text(json.dumps(_record(rows), indent=1) + "\n")
+
+
+def _record(rows: list[Row]) -> dict:
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
+        "rows": [
+            {"name": row.name, "bytes": row.bytes, "seconds": row.seconds, "median": {
+                side: row.median(side) for side in row.seconds
+            }}
+            for row in rows
+        ],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,193 @@
+"""Adaptation of tables of any length: measured against labels, and written, a chunk at a time."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from hiercls_jax.adaptation.error_curve import StepFunction, winning_intervals
+from hiercls_jax.adaptation.rules import RULES
+from hiercls_jax.adaptation.tree import interpolate
+from hiercls_jax.evaluation.metrics import coherence_gap
+from hiercls_jax.evaluation.probabilities import LevelTables
+from hiercls_jax.evaluation.tables import write_table
+from hiercls_jax.hierarchy import Hierarchy
+
+# Of the float32 rows of all levels that are adapted at once: of 1 to 16 MiB as fast as any, and
+# what malloc keeps of freed chunks grows with their size.
+CHUNK_BYTES = 2**22
+
+
+class Adapter:
+    """A rule for the levels of a hierarchy, compiled for chunks of one size.
+
+    Args:
+      hierarchy: L levels of N_l classes.
+      method: one of `RULES`.
+      rows: number of samples there are in all.
+
+    Attributes:
+      size: number of samples in a chunk; fewer are padded.
+      largest_alpha: up to where no probability turns negative.
+
+    Raises:
+      ValueError: for a hierarchy that the rule is not for.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, method: str, rows: int):
+        rule = RULES[method]
+        self.size = min(rows, max(1, CHUNK_BYTES // (4 * sum(hierarchy.sizes))))
+        self.largest_alpha = min(rule.largest_alpha(hierarchy.num_levels))
+
+        def target(levels):
+            return rule.target(levels, hierarchy)
+
+        self._target = jax.jit(target)
+        self._adapt = jax.jit(lambda levels, alpha: interpolate(levels, target(levels), alpha))
+        shapes = [jax.ShapeDtypeStruct((self.size, n), np.float32) for n in hierarchy.sizes]
+        jax.eval_shape(target, shapes)  # what the rule refuses, before a table is read
+
+    def target(self, levels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the rule's coherent target of L arrays `[n, N_l]`, n up to `size`."""
+        return self._padded(self._target, levels)
+
+    def adapt(self, levels: Sequence[np.ndarray], alpha: float) -> list[np.ndarray]:
+        """Return (1-α) levels + α target."""
+        return self._padded(self._adapt, levels, np.float32(alpha))
+
+    def _padded(self, function, levels, *args):
+        count = len(levels[0])
+        padded = [np.pad(p, ((0, self.size - count), (0, 0))) for p in levels]
+        return [np.asarray(p)[:count] for p in function(padded, *args)]
+
+
+def winning(tables: LevelTables, adapter: Adapter, labels: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the alphas at which each sample's label is its prediction, by level.
+
+    This is all that exact error curves of any part of the samples need (`error_curve`).
+
+    Args:
+      tables: N samples on L levels.
+      adapter: for them.
+      labels: L integer arrays `[N]`, positions in the level's cut.
+
+    Returns:
+      float64 `[L, N, 2]`: closed intervals, as `winning_intervals` has them.
+    """
+    intervals = np.empty((len(labels), tables.rows, 2))
+    for rows, levels in _chunks("measuring", tables, adapter.size):
+        pairs = (cuts(p, tables.hierarchy) for p in (levels, adapter.target(levels)))
+        for level, (original, target) in enumerate(zip(*pairs, strict=True)):
+            y = labels[level][rows]
+            intervals[level, rows] = winning_intervals(original, target, y, adapter.largest_alpha)
+    return intervals
+
+
+def error_curve(intervals: np.ndarray, largest: float) -> StepFunction:
+    """Return the error against alpha in [0, largest] of samples right on `intervals`, `[N, 2]`."""
+    low, high = intervals[intervals[:, 0] <= intervals[:, 1]].T
+    after = np.nextafter(high, np.inf)
+    breakpoints = np.unique(np.concatenate([[0.0], low, after[after <= largest]]))
+    begun = np.searchsorted(np.sort(low), breakpoints, side="right")
+    ended = np.searchsorted(np.sort(after), breakpoints, side="right")
+    return StepFunction(breakpoints, len(intervals) - begun + ended, len(intervals), largest)
+
+
+def write_adapted(
+    folder: Path, tables: LevelTables, adapter: Adapter, alpha: float, formats: Sequence[str]
+) -> dict:
+    """Write `p_<level>` and `predictions` into a folder.
+
+    Args:
+      folder: where to.
+      tables: N samples on L levels.
+      adapter: for them.
+      alpha: how far to adapt.
+      formats: of each level; predictions have that of the last.
+
+    Returns:
+      `coherence_gap` between neighbouring levels before and after, and `changed_predictions`, the
+      share of samples whose prediction changed, by level.
+    """
+    hierarchy = tables.hierarchy
+    names = None
+    if formats[-1] in ("csv", "parquet"):
+        names = [np.array(names) for names in cut_names(hierarchy)]
+    gaps, changed = {"before": 0.0, "after": 0.0}, 0
+    with contextlib.ExitStack() as stack:
+
+        def open_(name, columns, *dtype):
+            return stack.enter_context(write_table(folder / name, columns, tables.rows, *dtype))
+
+        writers = [
+            open_(f"p_{level}.{format_}", classes)
+            for level, classes, format_ in zip(
+                hierarchy.levels, hierarchy.names, formats, strict=True
+            )
+        ]
+        write_predictions = open_(
+            f"predictions.{formats[-1]}", hierarchy.levels, str if names else np.int32
+        )
+        for _, levels in _chunks("adapting", tables, adapter.size):
+            adapted = adapter.adapt(levels, alpha)
+            for write, p in zip(writers, adapted, strict=True):
+                write(p)
+            before, after = cuts(levels, hierarchy), cuts(adapted, hierarchy)
+            old, new = ([p.argmax(axis=1) for p in cut] for cut in (before, after))
+            changed = changed + np.sum(np.not_equal(old, new), axis=1)
+            gaps["before"] += len(before[0]) * _gaps(before, hierarchy)
+            gaps["after"] += len(after[0]) * _gaps(after, hierarchy)
+            if names:
+                new = [name[y] for name, y in zip(names, new, strict=True)]
+            write_predictions(np.stack(new, axis=1))
+    pairs = [f"{a}/{b}" for a, b in zip(hierarchy.levels, hierarchy.levels[1:], strict=False)]
+    return {
+        "coherence_gap": {
+            when: dict(zip(pairs, (gap / tables.rows).tolist(), strict=True))
+            for when, gap in gaps.items()
+        },
+        "changed_predictions": dict(
+            zip(hierarchy.levels, (changed / tables.rows).tolist(), strict=True)
+        ),
+    }
+
+
+def cuts(levels: Sequence[np.ndarray], hierarchy: Hierarchy) -> list[np.ndarray]:
+    """Return the probabilities of every level's cut: the level, then the leaves above it."""
+    leaves = [p[:, hierarchy.is_leaf(level)] for level, p in enumerate(levels[:-1])]
+    return [
+        np.concatenate([p, *leaves[:level]], axis=1) if hierarchy.ragged else p
+        for level, p in enumerate(levels)
+    ]
+
+
+def cut_names(hierarchy: Hierarchy) -> list[list[str]]:
+    """Return the names of the classes of every level's cut."""
+    return [
+        [hierarchy.names[where][i] for where, i in hierarchy.cut(level)]
+        for level in range(hierarchy.num_levels)
+    ]
+
+
+def _gaps(cut: Sequence[np.ndarray], hierarchy: Hierarchy) -> np.ndarray:
+    """Return the coherence gap of each pair of neighbouring levels."""
+    return np.array(
+        [
+            coherence_gap(upper, lower, hierarchy.cut_parents(level))
+            for level, (upper, lower) in enumerate(zip(cut, cut[1:], strict=False))
+        ]
+    )
+
+
+def _chunks(what: str, tables: LevelTables, size: int) -> Iterator[tuple[slice, list[np.ndarray]]]:
+    """Yield (which rows, their levels) behind a progress bar, where stderr is a terminal."""
+    start = 0
+    with tqdm(total=tables.rows, desc=what, unit=" rows", leave=False, disable=None) as bar:
+        for levels in tables.chunks(size):
+            stop = start + len(levels[0])
+            yield slice(start, stop), levels
+            bar.update(stop - start)
+            start = stop

@@ -1,0 +1,695 @@
+"""The command `python -m hiercls_jax adapt`, called as a function where a process is not the point.
+
+Tolerance: results are float32 sums of a few rounded terms of at most 1 (SUM); padding a chunk can
+change the order in which XLA adds.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hiercls_jax import __main__, adapt
+from hiercls_jax.adaptation.alpha import alpha_search
+from hiercls_jax.adaptation.rules import RULES
+from hiercls_jax.adaptation.tree import adjust_tree, interpolate, marginals
+from hiercls_jax.evaluation import streaming
+from hiercls_jax.evaluation.metrics import topk_error
+from hiercls_jax.hierarchy import Hierarchy
+
+SUM = 1e-6
+N = 50
+TWO = Hierarchy(
+    ("kind", "animal"),
+    (("cat", "dog"), ("lynx", "pug", "lion", "poodle", "ocelot")),
+    ((0, 1, 0, 1, 0),),
+)
+THREE = Hierarchy(
+    ("order", "kind", "animal"),
+    (
+        ("carnivore", "rodent"),
+        ("cat", "dog", "mouse"),
+        ("lynx", "lion", "pug", "house", "dormouse"),
+    ),
+    ((0, 0, 1), (0, 0, 1, 2, 2)),
+)
+RAGGED = Hierarchy(
+    ("kind", "animal"), (("cat", "dog", "emu"), ("lynx", "lion", "pug")), ((0, 0, 1),), True
+)
+"""The emu is a leaf of the first level."""
+
+
+def logits(hierarchy, seed=0, count=N) -> tuple[list[np.ndarray], np.ndarray]:
+    """Float32 logits of every level that know the labels a little, and the leaves' labels `[N]`."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, hierarchy.num_leaves, count)
+    levels = []
+    for size, true in zip(hierarchy.sizes, hierarchy.labels(labels), strict=True):
+        levels.append(rng.normal(0, 1.5, (count, size)).astype(np.float32))
+        known = true < size
+        levels[-1][known, true[known]] += 1.5
+    return levels, labels
+
+
+def softmax(x):
+    """Probabilities, float32, of logits `[N, K]`."""
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def probabilities(hierarchy, **kwargs):
+    """Probabilities of every level, and the labels."""
+    levels, labels = logits(hierarchy, **kwargs)
+    return [np.array(p) for p in marginals([softmax(x) for x in levels], hierarchy)], labels
+
+
+def save(path: Path, values, names, order=slice(None)) -> Path:
+    """Write a table as another program would: by NumPy, by hand, by pyarrow."""
+    if path.suffix == ".npy":
+        np.save(path, values)
+    elif path.suffix == ".npz":
+        np.savez(path, values)
+    elif path.suffix == ".csv":
+        rows = [list(names)[order], *(map(repr, row[order]) for row in values.tolist())]
+        path.write_text("".join(",".join(row) + "\n" for row in rows))
+    else:
+        columns = {name: values[:, i] for i, name in list(enumerate(names))[order]}
+        pq.write_table(pa.table(columns), path, row_group_size=7)
+    return path
+
+
+def load(path: Path) -> np.ndarray:
+    """Read a table that the command wrote, with other programs."""
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return file[path.stem]
+    if path.suffix == ".csv":
+        return np.loadtxt(path, np.float32, delimiter=",", skiprows=1)
+    return np.stack(pq.read_table(path).columns, axis=1)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch, tmp_path):
+    """Several chunks, the last of them padded; in the test's own folder."""
+    monkeypatch.setattr(streaming, "CHUNK_BYTES", 4 * 8 * 13)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Files of two levels and their labels, as `.npy`, and what is in them."""
+    levels, labels = probabilities(TWO)
+    TWO.to_json(tmp_path / "h.json")
+    for name, values in zip(("pc", "pf"), levels, strict=True):
+        np.save(tmp_path / f"{name}.npy", values)
+    np.save(tmp_path / "y.npy", labels)
+    return levels, labels
+
+
+BASE = ("--hierarchy=h.json", "--coarse=pc.npy", "--fine=pf.npy", "--out=out")
+"""Flags for the files of `inputs`."""
+
+
+def run(*flags: str) -> int:
+    """Run the command."""
+    return adapt.main(["adapt", *flags])
+
+
+def succeeds(capsys, *flags: str) -> str:
+    """Run the command and return what it prints."""
+    status = run(*flags)
+    printed = capsys.readouterr()
+    assert (status, printed.err) == (0, "")
+    return printed.out
+
+
+def fails(capsys, *flags: str, status=1) -> str:
+    """Run the command, which fails with one line and leaves nothing behind; return the line."""
+    before = sorted(Path.cwd().rglob("*"))
+    assert run(*flags) == status
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"(error: |stopped).+\n", printed.err)
+    assert sorted(Path.cwd().rglob("*")) == before
+    return printed.err
+
+
+# What it writes.
+
+
+def test_writes_what_the_library_returns(inputs, capsys):
+    """Without labels: Algorithm 1 at alpha 1, its predictions, and what it did."""
+    levels, _ = inputs
+    printed = succeeds(capsys, *BASE)
+    wanted = [np.asarray(p) for p in adjust_tree(levels, TWO, 1.0)]
+    for name, p in zip(("p_kind", "p_animal"), wanted, strict=True):
+        got = np.load(f"out/{name}.npy")
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, p, atol=SUM)
+    predictions = np.load("out/predictions.npy")
+    assert predictions.dtype == np.int32
+    np.testing.assert_array_equal(predictions, np.stack([p.argmax(1) for p in wanted], 1))
+    results = json.loads(Path("out/report.json").read_text())
+    assert (results["alpha"], results["method"], results["rows"]) == (1.0, "kl", N)
+    assert results["coherence_gap"]["after"]["kind/animal"] < SUM
+    gap = np.abs(levels[0] - levels[1] @ np.eye(2)[TWO.fine_to_coarse]).sum(1).mean() / 2
+    assert results["coherence_gap"]["before"]["kind/animal"] == pytest.approx(gap, abs=SUM)
+    for level, before, after in zip(TWO.levels, levels, wanted, strict=True):
+        share = np.mean(before.argmax(1) != after.argmax(1))
+        assert results["changed_predictions"][level] == pytest.approx(share)
+    assert sorted(os.listdir("out")) == [
+        "p_animal.npy", "p_kind.npy", "predictions.npy", "report.json"
+    ]  # fmt: skip
+    assert f"adapted {N} rows by kl, alpha = 1" in printed
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_every_method_and_alpha(inputs, capsys, method):
+    """`--method` and `--alpha` choose any of the library's rules, and how far to go."""
+    levels, _ = inputs
+    succeeds(capsys, *BASE, f"--method={method}", "--alpha=0.5")
+    wanted = interpolate(levels, RULES[method].target(levels, TWO), 0.5)
+    for name, p in zip(("p_kind", "p_animal"), wanted, strict=True):
+        np.testing.assert_allclose(np.load(f"out/{name}.npy"), p, atol=SUM)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "csv", "parquet"])
+def test_formats_agree(inputs, capsys, tmp_path, suffix):
+    """Each format in, with columns in any order where they have names, and the same one out."""
+    levels, labels = inputs
+    succeeds(capsys, *BASE[:3], "--out=wanted")
+    backwards = slice(None, None, -1)
+    for name, values, names in zip(("pc", "pf"), levels, TWO.names, strict=True):
+        save(tmp_path / f"{name}.{suffix}", values, names, backwards)
+    succeeds(
+        capsys, "--hierarchy=h.json", f"--coarse=pc.{suffix}", f"--fine=pf.{suffix}", "--out=out"
+    )
+    for name in ("p_kind", "p_animal"):
+        wanted = np.load(f"wanted/{name}.npy")
+        np.testing.assert_array_equal(load(tmp_path / "out" / f"{name}.{suffix}"), wanted)
+    predictions = np.load("wanted/predictions.npy")
+    named = [[names[i] for i, names in zip(row, TWO.names, strict=True)] for row in predictions]
+    if suffix == "csv":
+        rows = [line.split(",") for line in Path("out/predictions.csv").read_text().split()]
+        assert rows == [list(TWO.levels), *named]
+    elif suffix == "parquet":
+        table = pq.read_table("out/predictions.parquet")
+        assert [list(row.values()) for row in table.to_pylist()] == named
+        assert table.column_names == list(TWO.levels)
+    else:
+        np.testing.assert_array_equal(load(tmp_path / "out" / f"predictions.{suffix}"), predictions)
+
+
+def test_format_of_the_output(inputs, capsys, tmp_path):
+    """`--format` writes another format than was read; levels may come from different ones."""
+    levels, _ = inputs
+    save(tmp_path / "pf.parquet", levels[1], TWO.names[1])
+    flags = ("--hierarchy=h.json", "--coarse=pc.npy", "--fine=pf.parquet")
+    succeeds(capsys, *flags, "--out=mixed")
+    assert {"p_kind.npy", "p_animal.parquet", "predictions.parquet"} < set(os.listdir("mixed"))
+    succeeds(capsys, *flags, "--out=out", "--format=npz")
+    assert {"p_kind.npz", "p_animal.npz", "predictions.npz"} < set(os.listdir("out"))
+    np.testing.assert_array_equal(
+        load(tmp_path / "out/p_animal.npz"), load(tmp_path / "mixed/p_animal.parquet")
+    )
+
+
+def test_progress(inputs, capsys, monkeypatch):
+    """On a terminal a bar counts the rows, and is gone at the end."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert run(*BASE, "--labels=y.npy") == 0
+    shown = capsys.readouterr().err
+    assert re.search(rf"measuring: .*0/{N} .*adapting: .*0/{N} ", shown, re.DOTALL)
+    assert shown.endswith("\r")
+
+
+def test_three_levels(capsys, tmp_path):
+    """Any number of levels by `--level name=file`, in any order."""
+    levels, labels = probabilities(THREE)
+    THREE.to_json("h.json")
+    for name, values in zip(THREE.levels, levels, strict=True):
+        np.save(f"{name}.npy", values)
+    np.save("y.npy", labels)
+    flags = [f"--level={name}={name}.npy" for name in reversed(THREE.levels)]
+    succeeds(capsys, "--hierarchy=h.json", *flags, "--labels=y.npy", "--alpha=1.2", "--out=out")
+    for name, p in zip(THREE.levels, adjust_tree(levels, THREE, 1.2), strict=True):
+        np.testing.assert_allclose(np.load(f"out/p_{name}.npy"), p, atol=SUM)
+    results = json.loads(Path("out/report.json").read_text())
+    assert set(results["test_error"]) == {"alpha=0", "alpha=1", "alpha=1.5", "tuned"}
+
+
+def test_logits(capsys, tmp_path):
+    """With `--logits` each level's softmax is taken; a class of logit -inf has no mass."""
+    levels, _ = logits(TWO)
+    levels[1][3] = [0, -np.inf, 800, 800, -800]
+    TWO.to_json("h.json")
+    np.save("pc.npy", levels[0])
+    np.save("pf.npy", levels[1])
+    succeeds(capsys, *BASE, "--logits")
+    wanted = adjust_tree([softmax(x) for x in levels], TWO, 1.0)
+    for name, p in zip(("p_kind", "p_animal"), wanted, strict=True):
+        np.testing.assert_allclose(np.load(f"out/{name}.npy"), p, atol=SUM)
+
+
+def test_renormalize(inputs, capsys):
+    """With `--renormalize` rows of any sum, tiny and huge, are what they are divided by it."""
+    levels, _ = inputs
+    scale = np.logspace(-30, 30, N, dtype=np.float32)[:, None]
+    np.save("pf.npy", levels[1] * scale)
+    succeeds(capsys, *BASE, "--renormalize")
+    wanted = adjust_tree(levels, TWO, 1.0)
+    np.testing.assert_allclose(np.load("out/p_animal.npy"), wanted[1], atol=SUM)
+
+
+def test_ragged_hierarchy(capsys):
+    """A leaf above the last level: its mass and the level's sum to 1, and it is predicted too."""
+    levels, labels = probabilities(RAGGED)
+    RAGGED.to_json("h.json")
+    np.save("pc.npy", levels[0])
+    np.save("pf.npy", levels[1])
+    Path("y.csv").write_text("\n".join(RAGGED.leaf_names[i] for i in labels))
+    Path("h.csv").write_text("lynx,cat\nlion,cat\npug,dog\nemu,\n")
+    flags = (*BASE[1:3], "--labels=y.csv", "--alpha=1", "--format=csv")
+    levels_in_csv = ("--level=coarse=pc.npy", "--level=fine=pf.npy")
+    succeeds(capsys, "--hierarchy=h.json", *flags, "--out=out")
+    succeeds(capsys, "--hierarchy=h.csv", "--ragged", *levels_in_csv, "--format=csv", "--out=csv")
+    assert Path("csv/p_fine.csv").read_text() == Path("out/p_animal.csv").read_text()
+    wanted = adjust_tree(levels, RAGGED, 1.0)
+    cut = np.concatenate([wanted[1], wanted[0][:, 2:]], axis=1)
+    fine = [RAGGED.leaf_names[i] for i in cut.argmax(axis=1)]
+    rows = [line.split(",") for line in Path("out/predictions.csv").read_text().split()][1:]
+    assert [row[1] for row in rows] == fine
+    assert "emu" in fine
+    results = json.loads(Path("out/report.json").read_text())
+    assert results["test_error"]["tuned"]["animal"] == pytest.approx(topk_error(cut, labels))
+    assert results["coherence_gap"]["after"]["kind/animal"] < SUM
+    logits_too, _ = logits(RAGGED)
+    np.save("pc.npy", logits_too[0])
+    np.save("pf.npy", logits_too[1])
+    succeeds(capsys, *BASE[:3], "--logits", "--out=out2")
+    np.testing.assert_allclose(np.load("out2/p_animal.npy"), wanted[1], atol=SUM)
+
+
+# Labels: the report and the choice of alpha.
+
+
+def test_reports_errors(inputs, capsys):
+    """With labels and an alpha: errors of all rows, as of the predictions it wrote, and a curve."""
+    levels, labels = inputs
+    printed = succeeds(capsys, *BASE, "--labels=y.npy", "--alpha=0.7")
+    results = json.loads(Path("out/report.json").read_text())
+    errors, true = results["test_error"], TWO.labels(labels)
+    predictions = np.load("out/predictions.npy")
+    for level, (name, p) in enumerate(zip(TWO.levels, levels, strict=True)):
+        assert errors["alpha=0"][name] == pytest.approx(topk_error(p, true[level]))
+        assert errors["tuned"][name] == pytest.approx(np.mean(predictions[:, level] != true[level]))
+        curve = results["curve"][f"test_error_{name}"]
+        for alpha, error in list(zip(results["curve"]["alpha"], curve, strict=True))[::40]:
+            wanted = topk_error(adjust_tree(levels, TWO, alpha)[level], true[level])
+            assert error == pytest.approx(wanted), alpha
+    assert (results["measured_on_rows"], results["tuned_on_rows"]) == (N, 0)
+    assert f"errors of all {N} rows" in printed
+    assert {"alpha_curve.png", "alpha_curve.svg"} < set(os.listdir("out"))
+
+
+def test_tunes_on_one_half_and_measures_on_the_other(inputs, capsys):
+    """By default labels choose alpha on a random half; the errors are those of the other half."""
+    levels, labels = inputs
+    printed = succeeds(capsys, *BASE, "--labels=y.npy")
+    results = json.loads(Path("out/report.json").read_text())
+    assert (results["tuned_on_rows"], results["measured_on_rows"]) == (N // 2, N // 2)
+    assert "alpha was tuned on 25 random rows; errors of the other 25" in printed
+    tuned = np.random.default_rng(adapt.SEED).permutation(N) < N // 2
+    true = TWO.labels(labels)
+
+    def error(alpha, rows):
+        adapted = adjust_tree(levels, TWO, alpha)
+        return [
+            topk_error(np.asarray(p)[rows], y[rows]) for p, y in zip(adapted, true, strict=True)
+        ]
+
+    target = RULES["kl"].target(levels, TWO)
+    tuning = [[np.asarray(x)[tuned] for x in xs] for xs in (levels, target, true)]
+    # A target that differs by a rounding moves the ends of an interval by about as much.
+    assert results["alpha"] == pytest.approx(alpha_search(*tuning, largest=2).alpha, abs=1e-5)
+    grid = [sum(error(alpha, tuned)) for alpha in np.linspace(0, 2, 81)]
+    assert sum(error(results["alpha"], tuned)) <= min(grid) + 1e-9
+    assert list(results["validation_error"]["tuned"].values()) == error(results["alpha"], tuned)
+    assert list(results["test_error"]["tuned"].values()) == error(results["alpha"], ~tuned)
+    wanted = adjust_tree(levels, TWO, results["alpha"])
+    for name, p in zip(("p_kind", "p_animal"), wanted, strict=True):
+        np.testing.assert_allclose(np.load(f"out/{name}.npy"), p, atol=SUM)
+    succeeds(capsys, *BASE[:3], "--labels=y.npy", "--out=again")
+    assert json.loads(Path("again/report.json").read_text()) == results
+
+
+def test_tuned_and_measured_on_the_same_rows(inputs, capsys):
+    """`--tune_fraction=1` uses all rows for both, and says what that means."""
+    printed = succeeds(capsys, *BASE, "--labels=y.npy", "--tune_fraction=1", "--alpha=tune")
+    assert f"alpha was tuned on the same {N} rows: these errors are optimistic" in printed
+    results = json.loads(Path("out/report.json").read_text())
+    assert results["test_error"] == results["validation_error"]
+
+
+# What it refuses.
+
+
+def spoil(name, row, value, column=None):
+    """Return a function that overwrites a row, or one of its numbers, in an `.npy` file."""
+
+    def change():
+        values = np.load(name)
+        values[row if column is None else (row, column)] = value
+        np.save(name, values)
+
+    return change
+
+
+def shorten(name, keep):
+    """Return a function that cuts a file to so many bytes."""
+    return lambda: Path(name).write_bytes(Path(name).read_bytes()[:keep])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            spoil("pf.npy", 31, np.nan, 2),
+            "pf.npy, row 31 .*: nan for class 'lion', allowed are num",
+        ),
+        (spoil("pc.npy", 0, -0.25, 1), "pc.npy, row 0 .*: -0.25 for class 'dog', allowed are .* 0"),
+        (spoil("pf.npy", 49, np.inf, 0), "pf.npy, row 49 .*: inf for class 'lynx'"),
+        (spoil("pf.npy", 17, 0.21), "pf.npy, row 17 .*: sums to 1.05, allowed is 1 .* --renormal"),
+        (spoil("pf.npy", 17, 0), "pf.npy, row 17 .*: sums to 0, allowed is 1 within 0.001"),
+        (lambda: np.save("pf.npy", np.load("pf.npy")[:-1]), "pf.npy has 49 rows but pc.npy has 50"),
+        (
+            lambda: np.save("pf.npy", np.load("pf.npy")[:, 1:]),
+            r"pf.npy: shape \[50, 4\], allowed is",
+        ),
+        (
+            lambda: np.save("y.npy", np.arange(49) % 5),
+            "y.npy has 49 rows, allowed are the 50 of pc",
+        ),
+        (lambda: np.save("y.npy", np.arange(50) % 6), "y.npy, row 5 .*: unknown class 5; allowed"),
+        (lambda: np.save("y.npy", np.array([{}] * 50)), "y.npy holds Python objects, which are ne"),
+        (
+            lambda: np.save("pf.npy", np.array([[{}] * 5] * 50)),
+            "pf.npy holds Python objects, which",
+        ),
+        (shorten("pf.npy", 128 + 20 * 40 + 3), "pf.npy is truncated: it ends in row 40"),
+        (shorten("h.json", 30), "h.json is not JSON"),
+        (lambda: Path("pc.npy").unlink(), "pc.npy cannot be read: No such file"),
+        (lambda: Path("h.json").unlink(), "there is no hierarchy file h.json"),
+        (lambda: Path("out").write_text(""), "out is there and not empty; choose another"),
+        (
+            lambda: (Path("out").mkdir(), Path("out/x").touch()),
+            "out is there and not empty; choose",
+        ),
+    ],
+)
+def test_bad_input(inputs, capsys, change, message):
+    """One line with the file, the row and what is allowed; and nothing is left behind."""
+    change()
+    assert re.search(message, fails(capsys, *BASE, "--labels=y.npy"))
+
+
+@pytest.mark.parametrize("suffix", ["npz", "csv", "parquet"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(np.nan, "nan for class 'pug'"), (-1, "-1 for class 'pug'"), (9, "sums to")],
+)
+def test_bad_values_in_every_format(inputs, capsys, suffix, value, message):
+    """Rows are counted from 0 and from the first row of numbers, in every format."""
+    values = inputs[0][1]
+    values[33, 1] = value
+    save(Path(f"pf.{suffix}"), values, TWO.names[1])
+    error = fails(capsys, *BASE[:2], f"--fine=pf.{suffix}", "--out=out")
+    assert f"pf.{suffix}, row 33 (from 0): {message}" in error
+
+
+@pytest.mark.parametrize("suffix", ["npz", "csv", "parquet"])
+def test_truncated_in_every_format(inputs, capsys, suffix):
+    """A file that ends too early is refused by its name."""
+    path = save(Path(f"pf.{suffix}"), inputs[0][1], TWO.names[1])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    assert f"pf.{suffix}" in fails(capsys, *BASE[:2], f"--fine=pf.{suffix}", "--out=out")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_unknown_classes(inputs, capsys, suffix):
+    """Columns that are no classes of the level are named."""
+    save(Path(f"pf.{suffix}"), inputs[0][1], ("lynx", "pug", "lion", "poodle", "wolf"))
+    error = fails(capsys, *BASE[:2], f"--fine=pf.{suffix}", "--out=out")
+    assert f"pf.{suffix}: unknown class 'wolf'; allowed is one column for each" in error
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([0, 0, np.nan, 0, 0], "nan for class 'lion', allowed are numbers or -inf"),
+        ([0, np.inf, 0, 0, 0], "inf for class 'pug'"),
+        ([-np.inf] * 5, "-inf for every class"),
+    ],
+)
+def test_bad_logits(inputs, capsys, row, message):
+    """NaN and infinity are no logits, nor are rows without a finite one."""
+    spoil("pf.npy", 20, row)()
+    assert f"pf.npy, row 20 (from 0): {message}" in fails(capsys, *BASE, "--logits")
+
+
+def test_renormalize_needs_something_to_divide_by(inputs, capsys):
+    """Neither a row of zeros nor a negative number is mended by `--renormalize`."""
+    spoil("pf.npy", 5, 0)()
+    assert "row 5 (from 0): sums to 0, allowed is 1" in fails(capsys, *BASE, "--renormalize")
+    spoil("pf.npy", 5, -1)()
+    assert "row 5 (from 0): -1 for class 'lynx'" in fails(capsys, *BASE, "--renormalize")
+
+
+def test_ragged_sums(capsys):
+    """In a ragged hierarchy a level's rows sum to what the leaves above leave over."""
+    levels, _ = probabilities(RAGGED)
+    RAGGED.to_json("h.json")
+    np.save("pc.npy", levels[0])
+    levels[1][4] /= levels[1][4].sum()
+    np.save("pf.npy", levels[1])
+    error = fails(capsys, *BASE)
+    room = 1 - levels[0][4, 2]
+    assert f"row 4 (from 0): sums to 1, allowed is {room:.4f}"[:-1] in error
+    assert "what the leaves above leave over" in error
+    succeeds(capsys, *BASE, "--renormalize")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--alpha=2.5"], "--alpha=2.5: allowed is 0 to 2"),
+        (["--alpha=1.5", "--method=top_down"], "--alpha=1.5: allowed is 0 to 1"),
+        (["--alpha=nan"], "it is a number"),
+        (["--alpha=tune"], "--alpha=tune needs --labels=file, or give a number: --alpha=1"),
+        (["--level", "kind=pc.npy"], "--level kind=pc.npy is the second for its level"),
+        (["--level", "sort=pc.npy"], "--level sort=pc.npy names no level; .* kind, animal"),
+        (["--labels=y.npy", "--tune_fraction=0.001"], "leaves no row to tune alpha on"),
+        (["--labels=y.npy", "--tune_fraction=0.999"], "or to measure errors on"),
+    ],
+)
+def test_flags_that_do_not_fit(inputs, capsys, flags, message):
+    """What the files do not allow is one line with what they do."""
+    status = 2 if "nan" in flags[0] else 1
+    assert re.search(message, fails(capsys, *BASE, *flags, status=status))
+
+
+def test_levels_that_do_not_fit(inputs, capsys):
+    """Every level needs one table; --coarse and --fine are for two levels."""
+    assert "no table for level animal; give --level animal=file" in fails(
+        capsys, "--hierarchy=h.json", "--coarse=pc.npy", "--out=out"
+    )
+    THREE.to_json("h.json")
+    assert "--coarse and --fine are for 2 levels, h.json has 3: use --level name=file" in fails(
+        capsys, *BASE
+    )
+    for name, values in zip(THREE.levels, probabilities(THREE)[0], strict=True):
+        np.save(f"{name}.npy", values)
+    flags = [f"--level={name}={name}.npy" for name in THREE.levels]
+    error = fails(
+        capsys, "--hierarchy=h.json", *flags, "--method=euclidean_projection", "--out=out"
+    )
+    assert "--method=euclidean_projection: " in error
+    assert "two levels" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--hierarchy=h.json"], "--out"),
+        (["--out=out"], "--hierarchy"),
+        ([*BASE, "--colour=red"], "colour"),
+        ([*BASE, "extra"], "extra"),
+        ([*BASE, "--alpha=much"], "alpha"),
+        ([*BASE, "--method=magic"], "magic"),
+        ([*BASE, "--tune_fraction=2"], "tune_fraction"),
+    ],
+)
+def test_a_wrong_command_line(inputs, capsys, flags, message):
+    """Flags that are missing, unknown or no such value: status 2."""
+    error = fails(capsys, *flags, status=2)
+    assert message in error
+    assert "adapt --help" in error
+
+
+# Nothing by halves.
+
+
+def test_the_folder_may_be_deep_or_there_and_empty(inputs, capsys):
+    """Folders above DIR are made with it, and an empty DIR is taken."""
+    succeeds(capsys, *BASE[:3], "--out=a/b/c")
+    Path("empty").mkdir()
+    succeeds(capsys, *BASE[:3], "--out=empty")
+    assert sorted(os.listdir("a/b/c")) == sorted(os.listdir("empty"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError(28, "No space left on device", "x/p"), 1, "x/p: No space left on device"),
+        (KeyboardInterrupt(), 130, "stopped; nothing was written"),
+    ],
+)
+def test_stopped_in_the_middle(inputs, capsys, monkeypatch, error, status, message):
+    """A full disk or Ctrl-C after some chunks: one line, and nothing is left behind."""
+    calls = []
+
+    def gaps(*args):
+        assert any(Path.cwd().glob(".out.*"))
+        calls.append(args)
+        if len(calls) == 5:
+            raise error
+        return np.zeros(1)
+
+    monkeypatch.setattr(streaming, "_gaps", gaps)
+    assert message in fails(capsys, *BASE, status=status)
+
+
+def test_a_write_that_fails(inputs, capsys):
+    """A real failure of the system's: files may not grow beyond 100 bytes."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        assert "File too large" in fails(capsys, *BASE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_too_little_space(inputs, capsys, monkeypatch):
+    """A disk too small for the result is named before the work begins."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    assert "GB free, and the adapted probabilities need 0.00 GB; choose" in fails(capsys, *BASE)
+
+
+def test_nothing_appears_before_all_is_there(inputs, capsys, monkeypatch):
+    """DIR is not there while its last file is written."""
+    draw = adapt._draw
+
+    def seen(*args):
+        assert not Path("out").exists()
+        draw(*args)
+        assert not Path("out").exists()
+
+    monkeypatch.setattr(adapt, "_draw", seen)
+    succeeds(capsys, *BASE, "--labels=y.npy")
+    assert Path("out").exists()
+
+
+# The program.
+
+
+def test_commands(capsys, monkeypatch):
+    """Without arguments the commands are listed; an unknown one is refused."""
+    assert __main__.main(["hiercls_jax"]) == 0
+    assert "python -m hiercls_jax adapt --hierarchy" in capsys.readouterr().out
+    assert __main__.main(["hiercls_jax", "adopt"]) == 2
+    assert "there is no command 'adopt'" in capsys.readouterr().err
+
+
+def test_help(capsys):
+    """`--help` tells of every flag, also beside others."""
+    assert run("--help", "--alpha=x") == 0
+    printed = capsys.readouterr().out
+    for flag in ("--hierarchy", "--coarse", "--level", "--labels", "--alpha", "--method", "--out"):
+        assert f"  {flag}: " in printed
+
+
+def test_sigterm_cleans_up(monkeypatch):
+    """SIGTERM leaves by way of everything that cleans up, with status 143."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(adapt, "main", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            __main__.main(["hiercls_jax", "adapt"])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert stopped.value.code == 143
+
+
+MEASURE = """
+import re, sys, threading, time
+from hiercls_jax import adapt
+
+peak = 0
+def watch():
+    global peak
+    while True:
+        status = open("/proc/self/status").read()
+        peak = max(peak, int(re.search(r"RssAnon:\\s+(\\d+) kB", status)[1]))
+        time.sleep(0.002)
+
+threading.Thread(target=watch, daemon=True).start()
+for name in ("few", "many"):
+    assert adapt.main(["adapt", *sys.argv[1:], f"--fine={name}_fine.npy",
+                       f"--coarse={name}_coarse.npy", f"--out=out_{name}"]) == 0
+    print("peak", peak)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_does_not_grow_with_the_table(tmp_path):
+    """Ten times the rows, 160 MB of them, need no more memory that is not page cache.
+
+    RssAnon of /proc/self/status, every 2 ms: memory of the process that no file backs. The first
+    table has one whole chunk; the peak after the second may be larger by 32 MB, two chunks.
+    """
+    sizes = (20, 200)
+    hierarchy = Hierarchy(
+        ("coarse", "fine"),
+        [[f"{level}{i}" for i in range(size)] for level, size in zip("cf", sizes, strict=True)],
+        (np.arange(200) % 20,),
+    )
+    hierarchy.to_json("h.json")
+    rows = np.random.default_rng(0).random((1000, 200), np.float32)
+    for name, repeats in (("few", 20), ("many", 200)):
+        for level, size in zip(hierarchy.levels, sizes, strict=True):
+            part = rows[:, :size] / rows[:, :size].sum(axis=1, keepdims=True)
+            np.save(f"{name}_{level}.npy", np.tile(part, (repeats, 1)))
+    assert os.path.getsize("many_fine.npy") > 160e6
+    root = str(Path(adapt.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, "--hierarchy=h.json"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    few, many = (1024 * int(kb) for kb in re.findall(r"peak (\d+)", done.stdout))
+    assert many - few < 32e6, (few, many)

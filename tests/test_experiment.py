@@ -1,0 +1,326 @@
+"""Configs: what they are without arguments, how arguments compose, and what is refused."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small
+
+from hiercls_jax import experiment
+from hiercls_jax.data import cifar100, embedded
+from hiercls_jax.data.dataset import Split
+from hiercls_jax.errors import UserError
+from hiercls_jax.experiment import ConfigError, check, check_devices, compose, flatten, identity
+from hiercls_jax.models import registry
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RESNET = {
+    "schedule": "step", "learning_rate": 0.1, "decay_at": [0.5, 0.75], "decay_factor": 0.1,
+    "warmup_steps": 400, "warmup_learning_rate": 0.01, "momentum": 0.9, "nesterov": False,
+    "weight_decay": 1e-4,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch):
+    monkeypatch.setitem(registry._FAMILIES, "toy", small.Toy)
+
+
+def changed(config, **fields):
+    """The config with `data__dir=…` set at `data.dir`."""
+    with config.unlocked():
+        for path, value in fields.items():
+            *parents, name = path.split("__")
+            target = config
+            for parent in parents:
+                target = target[parent]
+            target[name] = value
+    return config
+
+
+@pytest.mark.parametrize("name", experiment.VARIANTS)
+def test_each_config_file_is_the_paper_s_experiment(name):
+    """Without arguments: ResNet-164, CIFAR-100, 164 epochs of batch 128, He et al.'s recipe."""
+    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+    check(config)
+    flat = flatten(config)
+    expected = {
+        "variant": name, "model.arch": "resnet164", "model.width": 1.0, "model.stem_stride": 1,
+        "data.dataset": "cifar100", "train.epochs": 164, "train.batch": 128,
+        "workdir": f"runs/{name}", "seed": 0, "data.augment": True, "data.final": False,
+        "data.validation": 0.1, "train.loss_weights": None,
+    }  # fmt: skip
+    assert expected.items() <= flat.items()
+    assert {key: flat[f"optimizer.{key}"] for key in config.optimizer} == RESNET
+
+
+def test_there_is_a_config_file_for_each_variant():
+    """configs/ has the five files and no other."""
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(experiment.VARIANTS)
+
+
+def test_arguments_compose():
+    """Arguments set their fields, and nothing else but the workdir, which names them."""
+    config = compose("merge2", "arch=resnet20, seed=3,epochs=7,batch=64,dataset=embedded")
+    before, after = flatten(compose("merge2")), flatten(config)
+    differing = {key: after[key] for key in after if after[key] != before[key]}
+    assert differing == {
+        "model.arch": "resnet20", "seed": 3, "train.epochs": 7, "train.batch": 64,
+        "data.dataset": "embedded",
+        "workdir": "runs/merge2-arch-resnet20-seed-3-epochs-7-batch-64-dataset-embedded",
+    }  # fmt: skip
+    check(config)
+
+
+def test_the_quick_preset():
+    """`quick` is a small network on the embedded data, in one learning-rate cycle."""
+    config = compose("merge1", "quick")
+    check(config)
+    expected = {
+        "variant": "merge1", "model.arch": "resnet11", "model.stem_stride": 2,
+        "data.dataset": "embedded", "optimizer.schedule": "onecycle",
+        "workdir": "runs/merge1-quick",
+    }  # fmt: skip
+    assert expected.items() <= flatten(config).items()
+    assert config.train.epochs <= 10
+    assert "decay_at" not in config.optimizer
+
+
+def test_arguments_win_over_presets():
+    """In whatever order: arguments change a preset's fields, its options stay where they fit."""
+    for arguments in ("quick,epochs=1,seed=2", "seed=2,epochs=1,quick"):
+        config = compose("merge1", arguments)
+        assert (config.train.epochs, config.seed, config.train.batch) == (1, 2, 100)
+    config = compose("merge1", "quick,arch=resnet20")
+    assert (config.model.arch, config.model.stem_stride) == ("resnet20", 2)
+    check(config)
+
+
+def test_densenet_gets_its_own_recipe():
+    """DenseNet-BC-100 trains as in Huang et al.: Nesterov, batch 64, 300 epochs, no warm-up."""
+    config = compose("merge1", "arch=densenet100")
+    check(config)
+    expected = {
+        "model.arch": "densenet100", "model.growth": 12, "model.compression": 0.5,
+        "train.epochs": 300, "train.batch": 64, "optimizer.nesterov": True,
+        "optimizer.warmup_steps": 0, "optimizer.learning_rate": 0.1,
+        "optimizer.decay_at": [0.5, 0.75], "optimizer.weight_decay": 1e-4,
+    }  # fmt: skip
+    assert expected.items() <= flatten(config).items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("quik", "unknown config argument 'quik'; allowed are quick, cpu, and arch=…, dataset=…"),
+        ("lr=0.1", "'lr=0.1'; allowed are.*any other field is set by --config.<field>=…"),
+        ("quick=1", "unknown config argument 'quick=1'"),
+        ("arch", "unknown config argument 'arch'"),
+        ("quick,cpu", "'quick,cpu' names two presets; choose one"),
+        ("quick,quick", "names two presets"),
+        ("seed=x", "config argument 'seed=x': seed is an integer"),
+        ("epochs=1.5", "epochs is an integer"),
+        ("batch=", "batch is an integer"),
+        ("arch=vgg16", "unknown arch 'vgg16'.*families: resnet, densenet"),
+        ("arch=", "unknown arch ''"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    """Unknown words, two presets and what is no integer, each with what is allowed."""
+    with pytest.raises(UserError, match=message):
+        compose("merge1", arguments)
+
+
+def test_a_config_is_locked():
+    """A misspelt field is an error, with the field that was meant."""
+    with pytest.raises(AttributeError, match="Did you mean.*epochs"):
+        compose("merge1").train.epoch = 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"variant": "merge4"}, "variant 'merge4' is not one of separate, merge0"),
+        ({"model__arch": "resnet12"}, r"resnet12: .* depth 9n \+ 2"),
+        ({"model__arch": "vgg16"}, "unknown arch 'vgg16'"),
+        ({"model__growth": 3}, "resnet164 has no option 'growth'; it has width, stem_stride"),
+        ({"model__width": 0.0}, "width is a positive multiplier, not 0.0"),
+        ({"model__width": float("nan")}, "width is a positive multiplier, not nan"),
+        ({"model__stem_stride": 0}, "stem_stride is at least 1, not 0"),
+        ({"data__dataset": "cifar10"}, "data.dataset 'cifar10' is not one of embedded, cifar100"),
+        ({"data__dataset": "embedded:x"}, "'embedded:x' is not one of"),
+        ({"data__dataset": "tfds"}, "'tfds' is not one of.*tfds:NAME"),
+        ({"data__dataset": "tfds:"}, "'tfds:' is not one of.*tfds:NAME"),
+        ({"data__dataset": "tfds:mnist"}, "needs a hierarchy: a JSON file, or a CSV"),
+        ({"data__dataset": "folder"}, "needs a hierarchy: a JSON file, or a CSV"),
+        ({"data__dataset": "folder", "data__hierarchy": "x.csv"}, "needs --config.data.dir"),
+        (
+            {"data__dataset": "folder", "data__hierarchy": "x.csv", "data__dir": "x"},
+            "--config.data.image_size",
+        ),
+        (
+            {"data__dataset": "tfds:x", "data__hierarchy": "x.csv", "data__image_size": -1},
+            "data.image_size is at least 1, not -1",
+        ),
+        ({"data__image_size": 64}, "cifar100 is 32x32; data.image_size=64"),
+        ({"data__dataset": "embedded", "data__dir": "x"}, "it has no data.dir"),
+        ({"train__epochs": 0}, "train.epochs is at least 1, not 0"),
+        ({"train__batch": -1}, "train.batch is at least 1, not -1"),
+        ({"run__log_every": 0}, "run.log_every is at least 1"),
+        ({"run__cpu_devices": 0}, "run.cpu_devices is at least 1"),
+        ({"run__save_minutes": 0.0}, "run.save_minutes is above 0"),
+        ({"seed": -1}, r"seed is an integer from 0 to 2\*\*32 - 1, not -1"),
+        ({"seed": 2**32}, r"seed is an integer from 0 to 2\*\*32 - 1"),
+        ({"data__validation_seed": -1}, "data.validation_seed is an integer from 0"),
+        ({"data__validation": 0.0}, "between 0 and 1, not 0.0; to hold nothing out.*final=True"),
+        ({"data__validation": 1.0}, "between 0 and 1, not 1.0"),
+        ({"train__loss_weights": (1.0, -1.0)}, r"numbers of at least 0, not \(1.0, -1.0\)"),
+        ({"train__loss_weights": ("a", "b")}, "numbers of at least 0"),
+        ({"train__loss_weights": (1.0, float("nan"))}, "numbers of at least 0"),
+        ({"optimizer__schedule": "cosine"}, "optimizer.schedule 'cosine' is not step or onecycle"),
+        ({"optimizer__schedule": "onecycle"}, "onecycle needs optimizer.peak_at"),
+        ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate is above 0, not 0.0"),
+        ({"optimizer__learning_rate": float("nan")}, "optimizer.learning_rate is above 0, not nan"),
+    ],
+)
+def test_wrong_fields_are_refused(fields, message):
+    """Each field that can be seen to be wrong is refused with its value and what is allowed."""
+    with pytest.raises(UserError, match=message):
+        check(changed(compose("merge1"), **fields))
+
+
+def test_good_fields_are_not_refused():
+    """An image folder, a TFDS set, weights and CIFAR-100's own size pass the check."""
+    for fields in (
+        {"data__dataset": "folder", "data__hierarchy": "x.csv", "data__dir": "x",
+         "data__image_size": 16},
+        {"data__dataset": "tfds:mnist", "data__hierarchy": "x.csv"},
+        {"train__loss_weights": (1, 0.5), "data__image_size": 32},
+    ):  # fmt: skip
+        assert check(changed(compose("merge1"), **fields)) is None
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    """128 images go to 4 devices, not to 3."""
+    config = compose("merge1")
+    assert check_devices(config, 4) is None
+    with pytest.raises(ConfigError, match="batch=128 cannot be divided among 3.*multiples of 3"):
+        check_devices(config, 3)
+
+
+def test_identity_ignores_where_and_how():
+    """Workdir, data folder and the run's own part may change on resuming; all else may not."""
+    config = compose("merge1", "quick")
+    before = identity(config)
+    same = changed(compose("merge1", "quick"), workdir="x", run__log_every=3, run__cpu_devices=1,
+                   run__save_minutes=0.5, data__dir="y")  # fmt: skip
+    assert identity(same) == before
+    assert before.items() <= flatten(config).items()
+    assert set(flatten(config)) - set(before) == {
+        "workdir", "data.dir", "run.cpu_devices", "run.log_every", "run.save_minutes"
+    }  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> Split:
+    """Make the embedded set and CIFAR-100 400 images of 100 classes that hold their own index."""
+    index = np.arange(400)
+    images = np.zeros((400, 32, 32, 3), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = index % 256, index // 256
+    train = Split(images, (index % 100).astype(np.int32))
+    splits = {"train": train, "test": train.take(index[:100])}
+    monkeypatch.setattr(embedded, "load", lambda: splits)
+    monkeypatch.setattr(cifar100, "load", lambda data_dir: splits)
+    return train
+
+
+def indices(split: Split) -> list[int]:
+    return (split.images[:, 0, 0, :2] @ np.array([1, 256])).tolist()
+
+
+def test_validation_is_the_same_for_every_seed(tiny):
+    """Held out is a stratified share that depends on data.validation_seed, not on the seed."""
+    configs = [
+        changed(compose("merge1", "quick,batch=8"), data__validation=0.25, **fields)
+        for fields in ({}, {"seed": 5}, {"data__validation_seed": 5})
+    ]
+    data = [experiment.load_data(config) for config in configs]
+    assert (data[0].name, data[0].hierarchy) == ("embedded", embedded.hierarchy())
+    assert np.bincount(data[0].validation.labels).tolist() == [1] * 100
+    held = [indices(d.validation) for d in data]
+    assert held[0] == held[1] != held[2]
+    assert sorted(indices(data[0].train) + held[0]) == list(range(400))
+
+
+def test_final_holds_nothing_out(tiny):
+    """`data.final=True` trains on every image, as the paper did."""
+    data = experiment.load_data(changed(compose("merge1", "quick"), data__final=True))
+    assert data.validation is None
+    assert indices(data.train) == list(range(400))
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny):
+    """No step could be taken."""
+    config = changed(compose("merge1", "batch=512"), data__final=True)
+    with pytest.raises(ConfigError, match="train.batch=512 is more than the 400 training images"):
+        experiment.load_data(config)
+
+
+def test_networks_of_a_variant(tiny):
+    """A merged variant is one network in the workdir; separate ones are apart in all they have."""
+    config = changed(compose("merge2", "quick,arch=toy4"), data__final=True, workdir="w")
+    data = experiment.load_data(config)
+    (merged,) = experiment.networks(config, data, "axis")
+    assert (merged.name, merged.folder) == ("merge2", Path("w"))
+    assert merged.task.network.merge == 2
+    assert merged.task.weights == {"coarse": 1.0, "fine": 1.0}
+    assert merged.schedule.seed == (0, 0)
+    coarse, fine = experiment.networks(changed(config, variant="separate"), data, "axis")
+    assert (coarse.name, fine.name) == ("coarse", "fine")
+    assert (coarse.folder, fine.folder) == (Path("w/coarse"), Path("w/fine"))
+    assert [network.task.network.heads for network in (coarse, fine)] == [
+        (("coarse", 20),), (("fine", 100),)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(coarse.task.ancestors["coarse"], np.arange(100) // 5)
+    keys = [k for network in (coarse, fine) for k in (network.key, network.task.key)]
+    assert len({str(jax.random.key_data(key)) for key in keys}) == 4
+    assert coarse.schedule.seed != fine.schedule.seed
+
+
+def test_loss_weights_are_one_per_level(tiny):
+    """Weights go to the levels in order; another number of them is refused."""
+    config = changed(compose("merge1", "quick,arch=toy4"), train__loss_weights=(0.5, 2))
+    data = experiment.load_data(config)
+    (network,) = experiment.networks(config, data, None)
+    assert network.task.weights == {"coarse": 0.5, "fine": 2.0}
+    with pytest.raises(ConfigError, match=r"needs 2 numbers, one for each of coarse, fine; got"):
+        experiment.networks(changed(config, train__loss_weights=(1.0,)), data, None)
+
+
+def test_wrong_hierarchies_are_refused(tiny, tmp_path):
+    """A hierarchy file of another size than the data set, or of one level, is refused."""
+    small.HIERARCHY.to_json(tmp_path / "small.json")
+    config = changed(compose("merge1", "quick"), data__hierarchy=str(tmp_path / "small.json"))
+    with pytest.raises(ConfigError, match="small.json has 4 classes.*embedded has 100"):
+        experiment.load_data(config)
+    config = changed(compose("merge1"), data__hierarchy=str(tmp_path / "small.json"))
+    with pytest.raises(ConfigError, match="small.json has 4 classes.*cifar100 has 100"):
+        experiment.load_data(config)
+    dataclasses.replace(
+        small.HIERARCHY, levels=("fine",), names=small.HIERARCHY.names[1:], parents=()
+    ).to_json(tmp_path / "flat.json")
+    config = changed(compose("merge1", "quick"), data__hierarchy=str(tmp_path / "flat.json"))
+    with pytest.raises(ConfigError, match="one level has nothing to merge or adapt"):
+        experiment.load_data(config)
+
+
+def test_a_ragged_hierarchy_is_not_trained_on(tiny, tmp_path):
+    """Leaves above the last level are refused before images are read, with what to do."""
+    text = '{"levels": ["a", "b"], "names": [["x", "y"], ["z"]], "parents": [[0]], "ragged": true}'
+    (tmp_path / "ragged.json").write_text(text)
+    config = changed(compose("merge1", "quick"), data__hierarchy=str(tmp_path / "ragged.json"))
+    with pytest.raises(ConfigError, match=r"ragged.json has leaves above its last level.*only chi"):
+        experiment.load_hierarchy(config)

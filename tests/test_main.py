@@ -1,0 +1,281 @@
+"""The command line as a user types it: tables, whole runs, and mistakes without a traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import small
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from hiercls_jax import main, run
+from hiercls_jax.evaluation import predictions
+from hiercls_jax.models import registry
+from hiercls_jax.training import parallel
+from hiercls_jax.training.loop import Interrupted
+
+ROOT = Path(__file__).parents[1]
+MERGE1 = f"--config={ROOT / 'configs' / 'merge1.py'}"
+SUMMARY = "--mode=summary"
+
+# How ml_collections reads a config file.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:DeprecationWarning")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command(*arguments)` runs the command in this process: (exit status, stdout, stderr)."""
+    monkeypatch.setitem(registry._FAMILIES, "toy", small.Toy)
+    # The devices of the tests are there already, and their compilation cache is to stay.
+    monkeypatch.setattr(parallel, "use_cpu_devices", lambda *_: None)
+    cache = jax.config.jax_compilation_cache_dir
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            try:
+                status = main.main(main.parse_flags(sys.argv))
+            except SystemExit as stop:
+                status = stop.code
+        jax.config.update("jax_compilation_cache_dir", cache)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 1, "error: --config is missing; try --config=configs/merge1.py:quick"),
+        ([MERGE1, "train"], 1, "error: unexpected argument 'train'; every setting is a --flag"),
+        ([MERGE1, "--json"], 1, "error: --json goes with --mode=summary"),
+        ([MERGE1, "--mode=sumary"], 2, "value should be one of <train|evaluate|summary>"),
+        ([MERGE1, "--moode=train"], 2, "Unknown command line flag 'moode'"),
+        ([f"{MERGE1}:quik"], 2, "unknown config argument 'quik'; allowed are quick, cpu"),
+        ([f"{MERGE1}:arch=vgg16"], 2, "unknown arch 'vgg16'"),
+        ([f"{MERGE1}:arch=resnet12"], 1, "ResNet has depth 9n + 2 (11, 20, …), not 12"),
+        ([MERGE1, "--config.train.epoch=3"], 2, "no field 'epoch'; did you mean 'epochs'?"),
+        ([MERGE1, "--config.trian.epochs=3"], 2, "no field 'trian'; did you mean 'train'?"),
+        ([f"{MERGE1}:quick", "--config.optimizer.decay_at=(0.5,)"], 2, "no field 'decay_at'"),
+        ([MERGE1, "--config.train.epochs=abc"], 2, "--config.train.epochs=abc: invalid literal"),
+        ([MERGE1, "--config.train.epochs=2.5"], 2, "--config.train.epochs=2.5: invalid literal"),
+        ([MERGE1, "--config.data.final=maybe"], 2, "--config.data.final=maybe"),
+        ([MERGE1, "--config.model.width=-1"], 1, "width is a positive multiplier, not -1"),
+        ([MERGE1, "--config.variant=merge9"], 1, "variant 'merge9' is not one of separate, merge0"),
+        ([MERGE1, "--config.data.hierarchy=no.json"], 1, "there is no hierarchy file no.json"),
+        (["--config=configs/none.py"], 2, "No such file or directory: 'configs/none.py'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(command, arguments, status, message):
+    """Each mistake ends with status 1 or 2 and an error line that says what is allowed."""
+    found, out, err = (
+        command(SUMMARY, *arguments) if "--json" not in arguments else command(*arguments)
+    )
+    assert (found, out) == (status, "")
+    assert message in err
+    lines = err.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[1:] == (["See: python -m hiercls_jax.main --help"] if status == 2 else [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:", "error: invalid syntax (mine.py, line 1)"),
+        ("import nothing_of_this_name", "error: No module named 'nothing_of_this_name'"),
+        ("def get_config(_=None):\n    return 1 // 0", "division"),
+    ],
+)
+def test_a_broken_config_file_is_one_line(command, tmp_path, content, message):
+    """Whatever a config file raises, a person is told what."""
+    (tmp_path / "mine.py").write_text(content)
+    status, out, err = command(f"--config={tmp_path / 'mine.py'}", SUMMARY)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_summary(command):
+    """`--mode=summary` prints stages and totals as a table, with --json as JSON; no run begins."""
+    status, out, err = command(MERGE1, SUMMARY, "--json")
+    assert (status, err) == (0, "")
+    counts = json.loads(out)
+    assert counts["parameters"] == 3_349_832
+    assert sum(stage["parameters"] for stage in counts["stages"].values()) == 3_349_832
+    separate = f"--config={ROOT / 'configs' / 'separate.py'}:arch=toy4"
+    counts = json.loads(command(separate, SUMMARY, "--json")[1])
+    status, out, err = command(separate, SUMMARY)
+    assert (status, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["stage", "parameters", "multiply-adds"]
+    assert rows[-1] == ["total", f"{counts['parameters']:,}", f"{counts['multiply_adds']:,}"]
+    assert [row[0] for row in rows[1:-1]] == list(counts["stages"])
+    assert {name.split("/")[0] for name in counts["stages"]} == {"coarse", "fine"}
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "message"),
+    [
+        (OSError(28, "No space left on device", "x.npz"), 1, "No space left on device: 'x.npz'"),
+        (Interrupted(signal.SIGTERM, 7), 143, "stopped by SIGTERM after step 7; saved. The same"),
+        (Interrupted(signal.SIGINT, 7), 130, "stopped by SIGINT after step 7; saved. The same"),
+        (KeyboardInterrupt(), 130, "stopped. The same command again"),
+    ],
+)
+def test_what_stops_a_run_is_one_line(command, monkeypatch, raised, status, message):
+    """A full disk, a signal and Ctrl-C each have their status and a line."""
+
+    def stop(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(run, "run", stop)
+    found, out, err = command(MERGE1)
+    assert (found, out) == (status, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """An image folder of four classes, 64 training and 20 test images, and its hierarchy."""
+    root = tmp_path_factory.mktemp("images")
+    for name, count in (("train", 64), ("test", 20)):
+        data = small.split(count, seed=len(name))
+        for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            folder = root / name / small.HIERARCHY.names[1][label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i:03}.png")
+    small.HIERARCHY.to_json(root / "tree.json")
+    return root
+
+
+@pytest.fixture
+def toy(images, monkeypatch):
+    """The arguments of a run of the toy network on the image folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(images / "cache"))
+    return [
+        f"--config.data.dir={images}", f"--config.data.hierarchy={images / 'tree.json'}",
+        "--config.data.image_size=8", "--config.run.log_every=4",
+        "--config.optimizer.warmup_steps=0",
+    ]  # fmt: skip
+
+
+def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path):
+    """`separate` trains a network per level in a folder of its own; their report is one.
+
+    With `data.final=True` they train on every image, and alpha is 1. The same command again says
+    that the run is finished.
+    """
+    work = tmp_path / "work"
+    config = f"--config={ROOT / 'configs' / 'separate.py'}:arch=toy4,dataset=folder"
+    arguments = [f"{config},epochs=1,batch=8", *toy, f"--config.workdir={work}",
+                 "--config.data.final=True"]  # fmt: skip
+    status, out, err = command(*arguments)
+    assert (status, err) == (0, "")
+    assert "separate: toy4 on folder: 64 images to train on, 0 to tune alpha on, 20 to test" in out
+    assert "chosen, alpha = 1.00" in out
+    assert sorted(path.name for path in work.iterdir()) == [
+        "alpha_curve.png", "alpha_curve.svg", "coarse", "config.json", "fine", "hierarchy.json",
+        "predictions.npz", "results.json", "scatter.png", "scatter.svg",
+    ]  # fmt: skip
+    for level in ("coarse", "fine"):
+        assert sorted(path.name for path in (work / level).iterdir()) == [
+            "checkpoints", "metrics.jsonl", "tensorboard"
+        ]  # fmt: skip
+        lines = (work / level / "metrics.jsonl").read_text().splitlines()
+        for record in map(json.loads, lines):
+            assert record["split"] == "train"
+            assert {key for key in record if key.startswith("error")} == {f"error_{level}"}
+
+    results = json.loads((work / "results.json").read_text())
+    assert results["alpha"] == 1.0
+    assert results["steps"] == {"coarse": 64 // 8, "fine": 64 // 8}
+    assert results["command"].startswith(f"python -m hiercls_jax.main {config}")
+    assert results["config"]["data.final"] is True
+    assert results["environment"]["jax"] == jax.__version__
+    assert results["parameters"] == sum(
+        leaf.size for level in ("coarse", "fine") for leaf in saved_parameters(work / level)
+    )
+    (split,) = predictions.load(work / "predictions.npz", small.HIERARCHY).values()
+    assert list(split.probs) == ["coarse", "fine"]
+    np.testing.assert_array_equal(split.labels["coarse"], split.labels["fine"] // 2)
+    np.testing.assert_array_equal(split.labels["fine"], np.repeat(np.arange(4), 5))
+    for p in split.probs.values():
+        np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)  # float32 softmax
+
+    before = (work / "results.json").read_bytes()
+    status, out, err = command(*arguments)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{work} is finished; its results:")
+    assert "chosen, alpha = 1.00" in out
+    assert (work / "results.json").read_bytes() == before
+
+
+def saved_parameters(folder) -> list[np.ndarray]:
+    """The parameters in a folder's one checkpoint."""
+    (path,) = (folder / "checkpoints").iterdir()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return jax.tree.leaves(checkpointer.restore(path / "arrays")["params"])
+
+
+def test_a_workdir_that_cannot_be_used(command, tmp_path):
+    """Where a file stands in its place or above it, or its record is broken, it is refused."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    for name in ("file", "file/below", "broken"):
+        status, out, err = command(f"{MERGE1}:quick", f"--config.workdir={tmp_path / name}")
+        assert (status, out) == (1, "")
+        assert f"error: workdir {tmp_path / name} cannot be used: " in err
+        assert len(err.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_nothing_to_evaluate(command, toy, tmp_path):
+    """`--mode=evaluate` of a run that was never trained says so."""
+    status, _, err = command(f"{MERGE1}:arch=toy4,dataset=folder,batch=8", *toy, "--mode=evaluate",
+                             f"--config.workdir={tmp_path / 'work'}")  # fmt: skip
+    assert status == 1
+    assert f"there is no checkpoint in {tmp_path / 'work'} to evaluate; train it first" in err
+
+
+def test_a_batch_that_the_devices_do_not_divide(command, toy, tmp_path):
+    """Before anything is read or compiled, with what is allowed."""
+    status, out, err = command(f"{MERGE1}:arch=toy4,dataset=folder,batch=10", *toy,
+                               f"--config.workdir={tmp_path / 'work'}")  # fmt: skip
+    assert (status, out) == (1, "")
+    assert "train.batch=10 cannot be divided among 4 devices; allowed are multiples of 4" in err
+
+
+def shell(*arguments):
+    """Run Python as a user does, from the repository's root."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, timeout=240,
+                          capture_output=True, text=True)  # fmt: skip
+
+
+def test_the_package_lists_its_commands():
+    """`python -m hiercls_jax` names the training command and its modes."""
+    done = shell("-m", "hiercls_jax")
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in ("python -m hiercls_jax.main --config=configs/merge1.py:quick", "--mode=summary"):
+        assert part in done.stdout
+
+
+def test_the_command_from_a_shell():
+    """As typed: a mistake is status 2 and two lines, and no TensorFlow is there to say more."""
+    done = shell("-m", "hiercls_jax.main", "--config=configs/merge1.py", "--config.train.epoch=3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: the config has no field 'epoch'; did you mean 'epochs'?\n"
+        "See: python -m hiercls_jax.main --help\n"
+    )

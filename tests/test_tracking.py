@@ -1,0 +1,154 @@
+"""What a run says: `metrics.jsonl` without a line cut, twice or missing; a bar or plain lines."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from hiercls_jax.training import tracking
+from hiercls_jax.training.tracking import Tracker, describe
+
+
+def record(step: int, split: str = "train") -> dict:
+    """A record as the loop writes them."""
+    return {"step": step, "epoch": step / 10, "split": split, "loss": 1 / 3 + step}
+
+
+def lines(folder) -> list[dict]:
+    """The records in the file; every line is whole."""
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def write(folder, step: int, *records: dict) -> None:
+    """Open at `step`, write records, close."""
+    tracker = Tracker(folder, "toy", step, 100)
+    for each in records:
+        tracker.write(each)
+    tracker.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run that was killed after step 30 and had its last checkpoint after step 20."""
+    write(tmp_path, 0, record(10), record(10, "validation"), record(20), record(20, "validation"),
+          record(30))  # fmt: skip
+    return tmp_path
+
+
+def test_records_after_the_checkpoint_are_dropped(folder):
+    """Resumed after step 20, the file goes on as if nothing had been written after it."""
+    write(folder, 20, record(30), record(40))
+    assert lines(folder) == [record(10), record(10, "validation"), record(20),
+                             record(20, "validation"), record(30), record(40)]  # fmt: skip
+
+
+def test_a_record_at_the_checkpoint_is_kept(folder):
+    """Resumed after the last record, nothing is lost and nothing stands twice."""
+    before = (folder / "metrics.jsonl").read_bytes()
+    write(folder, 30)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_line_cut_anywhere_is_repaired(folder):
+    """However many bytes of the last line reached the disk, the resumed file is whole."""
+    content = (folder / "metrics.jsonl").read_bytes()
+    last = content.rindex(b"\n", 0, -1) + 1
+    expected = [*lines(folder)[:-1], record(30), record(40)]
+    for end in range(last, len(content) + 1):
+        (folder / "metrics.jsonl").write_bytes(content[:end])
+        tracking._keep_until(folder / "metrics.jsonl", 20)
+        assert lines(folder) == expected[:-2], end
+    (folder / "metrics.jsonl").write_bytes(content[:-9])
+    write(folder, 20, record(30), record(40))
+    assert lines(folder) == expected
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\0\0\0\0", b"\xff\xfe", b"[]\n", b"{}\n", b'{"step": "x"}\n']
+)
+def test_what_is_no_record_ends_the_file(folder, garbage):
+    """Zeros of a crashed disk, other bytes and other JSON after the last checkpoint are dropped."""
+    whole = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(whole + garbage)
+    write(folder, 30)
+    assert (folder / "metrics.jsonl").read_bytes() == whole
+
+
+def test_the_repair_is_atomic(folder, monkeypatch):
+    """A kill while the file is being repaired leaves the file as it was."""
+    before = (folder / "metrics.jsonl").read_bytes()
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracking.os, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        tracking._keep_until(folder / "metrics.jsonl", 0)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_flushed_records_are_on_disk(tmp_path):
+    """After `flush`, which precedes a checkpoint, every record can be read by others."""
+    tracker = Tracker(tmp_path, "toy", 0, 100)
+    tracker.write(record(10))
+    tracker.flush()
+    assert lines(tmp_path) == [record(10)]
+    tracker.close()
+
+
+def test_piped_output_is_plain_lines(tmp_path, capsys):
+    """Without a terminal every record is one line on stdout, with no bar and no control code."""
+    tracker = Tracker(tmp_path, "toy", 0, 100)
+    for _ in range(10):
+        tracker.advance()
+    tracker.write({**record(10), "error_fine": 0.5, "images_per_second": 99.6})
+    tracker.write({**record(10, "validation"), "error_fine": 0.25})
+    tracker.say("a word")
+    tracker.close()
+    out, err = capsys.readouterr()
+    assert out == (
+        "toy 10/100 train:  loss 10.333  error fine 50.0 %  100 images/s\n"
+        "toy 10/100 validation:  loss 10.333  error fine 25.0 %\n"
+        "a word\n"
+    )
+    assert err == ""
+
+
+class Terminal(io.StringIO):
+    """A stream that someone watches."""
+
+    def isatty(self) -> bool:
+        """Always."""
+        return True
+
+
+def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
+    """Where someone watches, training records stand in the bar, and validation has its line."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    tracker = Tracker(tmp_path, "toy", 40, 100)
+    tracker.write(record(50))
+    tracker.advance()
+    tracker.write(record(50, "validation"))
+    tracker._bar.refresh()
+    shown = sys.stderr.getvalue()
+    tracker.close()
+    assert "toy:  41%" in shown
+    assert "41/100" in shown
+    assert "train:  loss 50.333" in shown
+    assert capsys.readouterr().out.strip() == "toy 50/100 validation:  loss 50.333"
+    assert lines(tmp_path) == [record(50), record(50, "validation")]
+
+
+def test_tensorboard_files_are_written(folder):
+    """TensorBoard has its event files beside the record."""
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_record_in_words():
+    """Losses with three digits, errors in percent, images per second whole; nothing else."""
+    words = describe({"step": 1, "epoch": 0.1, "split": "train", "loss_coarse": 1.23456,
+                      "error_coarse": 0.1234, "images_per_second": 1234.5})  # fmt: skip
+    assert words == "train:  loss coarse 1.235  error coarse 12.3 %  1234 images/s"
