@@ -98,10 +98,11 @@ def test_transform_is_the_closed_form(data):
     """All levels, side by side, are the closed form at alpha; leaves are picked and named."""
     tree = data.draw(trees())
     levels = [p.astype(float) for p in data.draw(marginals(tree))]
-    alpha = data.draw(st.floats(0, min(largest_alpha(tree.num_levels))))
+    weights = data.draw(st.sampled_from([None, (1, 2, 1, 3)]))
+    alpha = data.draw(st.floats(0, min(largest_alpha(tree.num_levels, weights))))
     X = np.hstack(levels)
-    adjuster = HierarchyAdjuster(tree, alpha=alpha).fit(X, [0, 1, 2])
-    wanted = closed_form(levels, tree, [alpha] * len(levels))
+    adjuster = HierarchyAdjuster(tree, weights=weights, alpha=alpha).fit(X, [0, 1, 2])
+    wanted = closed_form(levels, tree, [alpha] * len(levels), weights)
     wanted = np.hstack(wanted).astype(float)
     np.testing.assert_allclose(adjuster.transform(X), wanted, rtol=0, atol=CLOSE)
     probs = adjuster.predict_proba(X)
@@ -167,6 +168,7 @@ def test_names_are_classes_as_ids_are(dtype, rng):
     assert by_id.classes_.tolist() == [0, 1, 2]
     assert by_name.classes_.tolist() == ["dog", "lion", "lynx"]
     assert by_name.alpha_ == by_id.alpha_
+    assert by_name.search_.value == by_id.search_.value
     assert by_name.predict(X).tolist() == names[by_id.predict(X)].tolist()
     assert by_name.predict_proba(X)[:, [2, 1, 0]].tolist() == by_id.predict_proba(X).tolist()
     assert by_name.score(X, names[ids]) == by_id.score(X, ids)
@@ -214,6 +216,7 @@ def test_rule_is_searched_like_any_parameter(rng):
         ({"alpha": 2.1}, "alpha=2.1: allowed .* 0 to 2"),
         ({"alpha": float("nan")}, "alpha=nan: allowed"),
         ({"alpha": 1.5, "rule": "bottom_up"}, "alpha=1.5: allowed .* 0 to 1"),
+        ({"alpha": 1.5, "weights": (3, 1)}, "alpha=1.5: allowed .* 0 to 1.33333"),
         ({"objective": "f1"}, "objective='f1': allowed"),
     ],
 )

@@ -147,8 +147,8 @@ class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin,
         unknown = ~np.isin(y, self.classes_)
         if unknown.any():
             raise ValueError(
-                f"y has the class {y[unknown].tolist()[0]!r}, which is no leaf of the hierarchy; allowed "
-                f"are leaf ids, 0 to {len(leaves) - 1}, or leaf names, as "
+                f"y has the class {y[unknown].tolist()[0]!r}, which is no leaf of the hierarchy; "
+                f"allowed are leaf ids, 0 to {len(leaves) - 1}, or leaf names, as "
                 f"{self.hierarchy.leaf_names[0]!r}"
             )
         return self._order[np.searchsorted(self.classes_, y)]
