@@ -301,9 +301,7 @@ def _by_level(hierarchy: Hierarchy, values: Sequence) -> dict:
 def _draw(folder: Path, results: dict, hierarchy: Hierarchy) -> None:
     curve = results["curve"]
     errors = {level: curve[f"test_error_{level}"] for level in hierarchy.levels}
-    tuned = (
-        (results["alpha"], results["test_error"]["tuned"]) if results["tuned_on_rows"] else None
-    )
+    tuned = (results["alpha"], results["test_error"]["tuned"]) if results["tuned_on_rows"] else None
     title = f"{results['measured_on_rows']:,} samples, method {results['method']}"
     figures.alpha_curve(folder / "alpha_curve", np.array(curve["alpha"]), errors, tuned, title)
 

@@ -99,7 +99,7 @@ def run(
     _write_json(workdir / "results.json", record)
     print(f"\ntrained in {in_words(record['seconds']['training'])}\n")
     print(report.format_table(results, data.hierarchy))
-    print(f"\nwrote to {workdir}: {', '.join(OUTPUTS)}, metrics.jsonl, tensorboard/")
+    print(f"\nwrote to {workdir}: {', '.join(OUTPUTS)}")
 
 
 def _finished(workdir: Path, config: ConfigDict, train: bool) -> bytes:
@@ -140,8 +140,8 @@ def open_workdir(workdir: Path, config: ConfigDict) -> None:
         if not path.exists():
             _write_json(path, identity)
             return
-        before = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        before = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"workdir {workdir} cannot be used: {error}") from error
     now = json.loads(json.dumps(identity))
     differing = [

@@ -166,7 +166,7 @@ def test_no_module_is_called_utils():
 
 def test_no_tensorflow_and_no_pickle():
     """No Python file of the project imports TensorFlow or pickle."""
-    folders = ("hiercls_jax", "tests", "configs", "launch", "benchmarks")
+    folders = ("hiercls_jax", "tests", "configs", "launch", "benchmarks", "examples")
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     assert {Path(__file__), *SOURCES.values()} < set(files)
     for path in files:

@@ -59,6 +59,22 @@ def final():
     return report.evaluate({"test": predictions(*BY_HAND)}, HIERARCHY)
 
 
+def test_measures_by_hand(late):
+    """Likelihood, consistency and severity, before adaptation and after it at the tuned alpha.
+
+    Before, the first image's levels contradict each other (dark, silver) and its fine answer is
+    right; the second one's do too (dark, silver), and its mistake is one family off: height 2.
+    After it, both levels of both images are right.
+    """
+    before, after = late["measures"]["before"], late["measures"]["after"]
+    wanted = -np.log([0.4, 0.9]).mean()
+    assert before["coarse"]["negative_log_likelihood"] == pytest.approx(wanted)
+    assert before["coarse"]["brier_score"] == pytest.approx((2 * 0.6**2 + 2 * 0.1**2) / 2)
+    assert (before["consistency_rate"], before["mistake_severity"]) == (0.0, 2.0)
+    assert (after["consistency_rate"], after["mistake_severity"]) == (1.0, None)
+    assert before["fine"]["top5_error"] == 0.0
+
+
 def test_errors_by_hand(late):
     """Errors of both levels at α = 0, 1, 2 and the tuned one, on test and validation."""
     assert late["test_error"] == {

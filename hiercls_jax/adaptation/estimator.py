@@ -3,7 +3,6 @@
 `examples/digits_svm.py` adapts two support vector machines with it.
 """
 
-import inspect
 from numbers import Real
 
 import jax
@@ -14,11 +13,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hiercls_jax.adaptation.alpha import alpha_search
 from hiercls_jax.adaptation.rules import RULES
-from hiercls_jax.adaptation.tree import check_weights, interpolate
+from hiercls_jax.adaptation.tree import SUM_TOLERANCE, check_weights, interpolate
 from hiercls_jax.hierarchy import Hierarchy
 
-# A row of 1,000 float32 probabilities sums to 1 within 1e-5, of float16 ones within 5e-4.
-SUM_TOLERANCE = 1e-3
 FLOATS = (np.float64, np.float32)  # other dtypes become the first
 
 
@@ -162,11 +159,11 @@ class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin,
             )
         if self.rule not in RULES:
             raise ValueError(f"rule={self.rule!r}: allowed are {', '.join(map(repr, RULES))}")
-        target, largest_alpha = RULES[self.rule]
+        rule = RULES[self.rule]
         check_weights(self.weights, self.hierarchy.num_levels)
-        if self.weights is not None and "weights" not in inspect.signature(target).parameters:
+        if self.weights is not None and not rule.weighs:
             raise ValueError(f"rule={self.rule!r} takes no weights; leave weights=None")
-        largest = min(largest_alpha(self.hierarchy.num_levels, weights=self.weights))
+        largest = min(rule.largest_alpha(self.hierarchy.num_levels, weights=self.weights))
         tune = isinstance(self.alpha, str) and self.alpha == "tune"
         if not (tune or isinstance(self.alpha, Real) and 0 <= self.alpha <= largest):
             raise ValueError(

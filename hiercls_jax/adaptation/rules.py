@@ -130,8 +130,9 @@ def euclidean_projection(probs: Sequence, hierarchy: Hierarchy) -> tuple[jax.Arr
 class Rule(NamedTuple):
     """A rule: its target, and up to which alpha interpolation stays non-negative."""
 
-    target: Callable  # (probs, hierarchy, **options) -> levels
-    largest_alpha: Callable  # (number of levels, **options) -> one alpha per level
+    target: Callable  # (probs, hierarchy) -> levels; `weights` too, where it weighs levels
+    largest_alpha: Callable  # (number of levels, weights=None) -> one alpha per level
+    weighs: bool = False
 
 
 def _one(num_levels: int, weights: Sequence[float] | None = None) -> tuple[float, ...]:
@@ -139,11 +140,11 @@ def _one(num_levels: int, weights: Sequence[float] | None = None) -> tuple[float
 
 
 RULES = {
-    "kl": Rule(coherent_target, largest_alpha),
+    "kl": Rule(coherent_target, largest_alpha, weighs=True),
     "bottom_up": Rule(bottom_up, _one),
     "top_down": Rule(top_down, _one),
     "product_of_experts": Rule(product_of_experts, _one),
-    "geometric_pooling": Rule(geometric_pooling, _one),
+    "geometric_pooling": Rule(geometric_pooling, _one, weighs=True),
     "euclidean_projection": Rule(euclidean_projection, _one),
 }
 

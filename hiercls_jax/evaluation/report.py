@@ -7,8 +7,7 @@ import numpy as np
 from hiercls_jax.adaptation.alpha import alpha_search, bootstrap_interval
 from hiercls_jax.adaptation.error_curve import error_curves
 from hiercls_jax.adaptation.tree import adjust_tree, largest_alpha
-from hiercls_jax.evaluation import figures
-from hiercls_jax.evaluation.metrics import child_sums, coherence_gap
+from hiercls_jax.evaluation import figures, metrics
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
 
@@ -28,7 +27,7 @@ def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy) -> dict:
       `alpha`, how it was chosen, and the 95 % bootstrap interval of the choice; `test_error` (in
       [0, 1]) by setting (`alpha=0`, `alpha=1`, the largest alpha, `tuned`) and level;
       `validation_error` likewise; `curve` of test errors; `coherence_gap` between neighbouring
-      levels before and after.
+      levels and further `measures`, before adaptation and after, with the chosen alpha.
     """
     largest = min(largest_alpha(hierarchy.num_levels))
     evidence = {split: _evidence(p, hierarchy) for split, p in splits.items()}
@@ -59,7 +58,30 @@ def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy) -> dict:
         "before": _gaps(before, hierarchy),
         "after": _gaps(after, hierarchy),
     }
+    labels = list(splits["test"].labels.values())
+    results["measures"] = {
+        "before": _measures(before, labels, hierarchy),
+        "after": _measures(after, labels, hierarchy),
+    }
     return results
+
+
+def _measures(probs: list, labels: list, hierarchy: Hierarchy) -> dict:
+    """Return what else there is to know of test predictions: by level, and of the tree."""
+    return {
+        level: {
+            "top5_error": metrics.topk_error(p, y, min(5, p.shape[1])),
+            "negative_log_likelihood": metrics.negative_log_likelihood(p, y),
+            "expected_calibration_error": metrics.expected_calibration_error(p, y),
+            "brier_score": metrics.brier_score(p, y),
+        }
+        for level, p, y in zip(hierarchy.levels, probs, labels, strict=True)
+    } | {
+        "consistency_rate": metrics.consistency_rate(probs, hierarchy),
+        "mistake_severity": metrics.mistake_severity(
+            probs[-1].argmax(axis=1), labels[-1], hierarchy
+        ),
+    }
 
 
 def _evidence(predictions: Predictions, hierarchy: Hierarchy) -> tuple[list, list, list]:
@@ -103,14 +125,15 @@ def draw(folder: Path, results: dict, test: Predictions, hierarchy: Hierarchy, t
     upper, lower = hierarchy.levels[-2:]
     parents = hierarchy.parents[-1]
     before, after = _adapted(test, hierarchy, results["alpha"])
+    q, adapted_q = (metrics.child_sums(levels[-1], parents) for levels in (before, after))
     # The class whose two answers differ most: where there is most to see.
-    shown = int(np.argmax(np.abs(before[-2] - child_sums(before[-1], parents)).mean(axis=0)))
+    shown = int(np.argmax(np.abs(before[-2] - q).mean(axis=0)))
     figures.scatter(
         folder / "scatter",
         before[-2][:, shown],
-        child_sums(before[-1], parents)[:, shown],
+        q[:, shown],
         after[-2][:, shown],
-        child_sums(after[-1], parents)[:, shown],
+        adapted_q[:, shown],
         test.labels[upper] == shown,
         hierarchy.names[-2][shown],
         upper,
@@ -120,6 +143,6 @@ def draw(folder: Path, results: dict, test: Predictions, hierarchy: Hierarchy, t
 def _gaps(probs, hierarchy: Hierarchy) -> dict[str, float]:
     pairs = zip(hierarchy.levels, hierarchy.levels[1:], strict=False)
     return {
-        f"{upper}/{lower}": coherence_gap(probs[i], probs[i + 1], hierarchy.parents[i])
+        f"{upper}/{lower}": metrics.coherence_gap(probs[i], probs[i + 1], hierarchy.parents[i])
         for i, (upper, lower) in enumerate(pairs)
     }

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hiercls_jax.training import parallel
+
 
 @flax.struct.dataclass
 class State:
@@ -32,4 +34,7 @@ def create(network, optimizer, key, image_shape: tuple[int, int, int]) -> State:
             opt_state=optimizer.init(variables["params"]),
         )
 
-    return jax.jit(init)(key)
+    # Each parameter has its random numbers in the program: to optimise that for a CPU takes a
+    # minute for a large network, and it runs once.
+    options = None if parallel.on_accelerator() else {"xla_backend_optimization_level": 0}
+    return jax.jit(init, compiler_options=options)(key)
