@@ -3,12 +3,14 @@
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "launch" / "tpu_pod.sh"
+LOCAL = ROOT / "launch" / "local.sh"
 VM = {"TPU_NAME": "my tpu", "ZONE": "europe-west4-a"}
 
 
@@ -64,7 +66,32 @@ def test_arguments_reach_the_training_command_unchanged(gcloud, tmp_path):
     (line,) = [line for line in remote.splitlines() if line.startswith("nohup")]
     sent = shlex.split(line.split(">>")[0])
     assert sent[1:4] == [".venv/bin/python", "-m", "hiercls_jax.main"]
-    assert sent[4:] == ["--config=configs/merge2.py", "--config.seed=3", odd]
+    assert sent[4:] == ["--config=configs/merge2.py", "--distributed", "--config.seed=3", odd]
+    assert "--worker=all" in words
+
+
+def test_local_runs_as_many_processes_and_fails_as_they_do(tmp_path):
+    """Each process gets its own id and the same coordinator; status and SIGTERM are passed on."""
+    log = tmp_path / "log"
+    script = f"""for word; do last=$word; done; echo "$@" >> {log}; exit ${{last#*=}}"""
+    command = ["bash", str(LOCAL), "3", "bash", "-c", script, "bash", "--flag=a b"]
+    assert subprocess.run(command, timeout=60).returncode == 1
+    started = sorted(line.split() for line in log.read_text().splitlines())
+    ids = sorted(words[-1] for words in started)
+    assert ids == [f"--process_id={i}" for i in range(3)]
+    assert {" ".join(words[:3]) for words in started} == {"--flag=a b --distributed"}
+    assert len({words[3] for words in started}) == 1
+    waits = ["bash", str(LOCAL), "2", "bash", "-c", f"trap 'exit 143' TERM; echo up >> {log}.2; "
+             "while :; do sleep 0.1; done"]  # fmt: skip
+    process = subprocess.Popen(waits)
+    up = Path(f"{log}.2")
+    deadline = time.monotonic() + 60
+    while not (up.exists() and up.read_text().count("up") == 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert subprocess.run(["bash", str(LOCAL), "0", "true"], capture_output=True).returncode == 2
 
 
 def test_a_failing_command_fails_the_script(gcloud):
