@@ -253,8 +253,9 @@ class _Run:
         self.meta.update(step=self.step, sums=self.sums)
         self.meta["seconds"] += now - self.began
         state = self._host_state()
-        if parallel.is_first():
-            checkpoint.save(self.folder / "checkpoints", state, self.meta)
+        parallel.on_first(
+            lambda: checkpoint.save(self.folder / "checkpoints", state, self.meta) or b""
+        )
         self.began = self.saved = time.monotonic()
         self.saved_step = self.step
         self.requested = self.requested if self.requested > SAVE else 0
