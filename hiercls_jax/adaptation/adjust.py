@@ -63,16 +63,7 @@ def adjust(p_coarse, p_fine, s, alpha, *, empty: str = "preserve") -> tuple[jax.
     """
     if empty not in EMPTY_RULES:
         raise ValueError(f"empty={empty!r} is not one of {EMPTY_RULES}")
-    p_coarse, p_fine = jnp.asarray(p_coarse), jnp.asarray(p_fine)
-    dtype = jnp.promote_types(jnp.result_type(p_coarse, p_fine), jnp.float32)
-    _check_alpha(alpha)
-    alpha = jnp.asarray(alpha, dtype)
-    _check_shapes(p_coarse.shape, p_fine.shape, np.shape(s), alpha.shape)
-    if not isinstance(s, jax.core.Tracer):
-        s = check_parents(s, p_coarse.shape[-1], "s (the coarse class of each fine class)")
-    return _adjust(
-        p_coarse.astype(dtype), p_fine.astype(dtype), s, alpha, literal=empty != "preserve"
-    )
+    return _adjust(*checked(p_coarse, p_fine, s, alpha), literal=empty != "preserve")
 
 
 @jax.jit(static_argnames="literal")
@@ -132,6 +123,18 @@ def _share_jvp(primals, tangents):
     share = _share(part, whole)
     kept = ~_empty(whole)
     return share, jnp.where(kept, (d_part - share * d_whole) / jnp.where(kept, whole, 1), 0)
+
+
+def checked(p_coarse, p_fine, s, alpha) -> tuple:
+    """Return the arguments of `adjust` as arrays of one dtype, after all possible checks."""
+    p_coarse, p_fine = jnp.asarray(p_coarse), jnp.asarray(p_fine)
+    dtype = jnp.promote_types(jnp.result_type(p_coarse, p_fine), jnp.float32)
+    _check_alpha(alpha)
+    alpha = jnp.asarray(alpha, dtype)
+    _check_shapes(p_coarse.shape, p_fine.shape, np.shape(s), alpha.shape)
+    if not isinstance(s, jax.core.Tracer):
+        s = check_parents(s, p_coarse.shape[-1], "s (the coarse class of each fine class)")
+    return p_coarse.astype(dtype), p_fine.astype(dtype), s, alpha
 
 
 def _check_alpha(alpha) -> None:

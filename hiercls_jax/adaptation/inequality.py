@@ -19,10 +19,8 @@ inequality have exchanged their values. From α = 1 on an inequality that was vi
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from hiercls_jax.adaptation.adjust import _check_alpha, _check_shapes, share_of_group
-from hiercls_jax.hierarchy import check_parents
+from hiercls_jax.adaptation.adjust import checked, share_of_group
 
 
 def adjust_incomplete(p_coarse, p_fine, s, alpha) -> tuple[jax.Array, jax.Array]:
@@ -58,7 +56,7 @@ def adjust_incomplete(p_coarse, p_fine, s, alpha) -> tuple[jax.Array, jax.Array]
     >>> coarse.tolist(), [round(p, 4) for p in fine.tolist()]
     ([0.5, 0.5], [0.3333, 0.1667, 0.125])
     """
-    return _incomplete(*_checked(p_coarse, p_fine, s, alpha))
+    return _incomplete(*checked(p_coarse, p_fine, s, alpha))
 
 
 def adjust_multilabel(
@@ -109,19 +107,7 @@ def adjust_multilabel(
     >>> coarse.tolist(), fine.tolist()
     ([0.5, 0.75], [0.5, 0.375, 0.75])
     """
-    return _multilabel(*_checked(p_coarse, p_fine, s, alpha), exhaustive=exhaustive)
-
-
-def _checked(p_coarse, p_fine, s, alpha):
-    """Return the arguments as arrays of one dtype, after the checks that are possible."""
-    p_coarse, p_fine = jnp.asarray(p_coarse), jnp.asarray(p_fine)
-    dtype = jnp.promote_types(jnp.result_type(p_coarse, p_fine), jnp.float32)
-    _check_alpha(alpha)
-    alpha = jnp.asarray(alpha, dtype)
-    _check_shapes(p_coarse.shape, p_fine.shape, np.shape(s), alpha.shape)
-    if not isinstance(s, jax.core.Tracer):
-        s = check_parents(s, p_coarse.shape[-1], "s (the coarse class of each fine class)")
-    return p_coarse.astype(dtype), p_fine.astype(dtype), s, alpha
+    return _multilabel(*checked(p_coarse, p_fine, s, alpha), exhaustive=exhaustive)
 
 
 @jax.jit
