@@ -1,5 +1,6 @@
 """`python -m hiercls_jax` lists the commands, and `python -m hiercls_jax adapt` is one of them."""
 
+import os
 import signal
 import sys
 
@@ -35,4 +36,10 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    try:
+        status = main(sys.argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)

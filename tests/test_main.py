@@ -285,3 +285,15 @@ def test_the_command_from_a_shell():
         "error: the config has no field 'epoch'; did you mean 'epochs'?\n"
         "See: python -m hiercls_jax.main --help\n"
     )
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`python -m hiercls_jax | head` ends without a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run(
+        [sys.executable, "-m", "hiercls_jax"],
+        cwd=Path(__file__).parents[1], stdout=write, stderr=subprocess.PIPE, timeout=60,
+    )  # fmt: skip
+    os.close(write)
+    assert (process.returncode, process.stderr) == (141, b"")
