@@ -150,7 +150,7 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     config.optimizer = ConfigDict(recipe["optimizer"])
 
     config.run = ConfigDict()  # how a run is carried out; nothing here changes its result
-    config.run.cpu_devices = config_dict.placeholder(int)  # one per core if unset
+    config.run.cpu_devices = config_dict.placeholder(int)  # of each process; one per core if unset
     config.run.log_every = 50  # steps between training records
     config.run.save_minutes = 10.0  # between checkpoints, besides one after every epoch
     return config.lock()
@@ -244,7 +244,7 @@ def check_devices(config: ConfigDict, devices: int) -> None:
     if config.train.batch % devices:
         raise ConfigError(
             f"train.batch={config.train.batch} cannot be divided among {devices} devices; allowed "
-            f"are multiples of {devices}"
+            f"are multiples of {devices}, or on CPUs another --config.run.cpu_devices"
         )
 
 

@@ -9,8 +9,10 @@ line explains, 2 a wrong command line, 143 stopped by SIGTERM and saved, 130 by 
 """
 
 import json
+import os
 import re
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -44,6 +46,22 @@ JSON = flags.DEFINE_bool("json", False, "With --mode=summary: print JSON.")
 
 def main(argv: list[str]) -> int:
     """Run the command; what goes wrong by a user's mistake is one line on stderr."""
+    try:
+        status = _main(argv)
+    except Exception:
+        if not DISTRIBUTED.value:
+            raise
+        traceback.print_exc()
+        status = 1
+    if status == 1 and DISTRIBUTED.value:
+        # At a regular exit JAX would wait minutes for the others, who wait for this process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file that it writes
     try:
         if len(argv) > 1:

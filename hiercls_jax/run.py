@@ -27,7 +27,7 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections",
     "numpy",
 )  # fmt: skip
-OUTPUTS = (  # results.json is written last: where it is, the run is finished
+OUTPUTS = (  # results.json is written last: where it is, the others are
     "predictions.npz", "hierarchy.json", "alpha_curve.png", "alpha_curve.svg", "scatter.png",
     "scatter.svg", "results.json",
 )  # fmt: skip
@@ -56,7 +56,8 @@ def run(
         writes all files and all lines.
     """
     workdir = Path(config.workdir)
-    parallel.use_cpu_devices(config.train.batch, config.run.cpu_devices)
+    processes = (cluster.processes or 1) if cluster is not None else 1
+    parallel.use_cpu_devices(config.train.batch, config.run.cpu_devices, processes)
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if cluster is not None:
         parallel.join(cluster)
@@ -67,6 +68,7 @@ def run(
     if parallel.is_first():
         print(_start_line(config, data), flush=True)
     networks = experiment.networks(config, data, parallel.AXIS)
+    parallel.on_first(lambda: claim_workdir(workdir, config) or b"")
     states, seconds, began = {}, {}, time.monotonic()
     for network in networks:
         state, meta = _trained(network, data, train)
@@ -84,6 +86,9 @@ def run(
         "config": experiment.flatten(config),
         "parameters": sum(leaf.size for state in states.values() for leaf in _leaves(state)),
         "steps": {name: int(state.step) for name, state in states.items()},
+        "finished": all(
+            int(states[n.name].step) == n.schedule.total_steps(len(data.train)) for n in networks
+        ),
         "seconds": {
             "training": sum(seconds.values()),
             "this_process": trained_at - began,
@@ -104,10 +109,12 @@ def run(
 
 def _finished(workdir: Path, config: ConfigDict, train: bool) -> bytes:
     """Open the workdir; where its run is finished, print the results and return something."""
-    open_workdir(workdir, config)
+    check_workdir(workdir, config)
     if not train or not all((workdir / name).exists() for name in OUTPUTS):
         return b""
     results = json.loads((workdir / "results.json").read_text())
+    if not results["finished"]:
+        return b""
     print(f"{workdir} is finished; its results:\n")
     print(report.format_table(results, Hierarchy.from_json(workdir / "hierarchy.json")))
     return b"finished"
@@ -131,14 +138,27 @@ def predict(networks, states: dict[str, State], data: Dataset) -> dict[str, Pred
     return {name: Predictions(probs[name], labels[name]) for name in splits}
 
 
-def open_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Make the folder and record the config there, or refuse the folder of another config."""
-    identity = experiment.identity(config)
-    path = workdir / "config.json"
+def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Make the folder and record the config there, once all that can be refused is past."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        _write_json(workdir / "config.json", experiment.identity(config))
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be used: {error}") from error
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Refuse the folder of another config, and what is no folder."""
+    identity = experiment.identity(config)
+    path = workdir / "config.json"
+    there = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise UserError(
+            f"workdir {workdir} cannot be used: {there} is not a folder; choose another "
+            "--config.workdir"
+        )
+    try:
         if not path.exists():
-            _write_json(path, identity)
             return
         before = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:

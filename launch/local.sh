@@ -4,9 +4,10 @@
 #   launch/local.sh 2 python -m hiercls_jax.main --config=configs/merge1.py:quick
 #
 # Each process gets --distributed, --coordinator, --processes and --process_id behind the command's
-# own arguments. SIGTERM and Ctrl-C are passed on. The exit status is that of the first process that
+# own arguments. SIGTERM and Ctrl-C are passed on. The exit status is that of the lowest process that
 # failed, or 0. For trying out what a pod does; one process uses the cores of one machine better.
 set -euo pipefail
+set -m # each process in a group of its own: a signal from the terminal reaches it once, by this script
 
 count=${1:-}
 if ! [[ $count =~ ^[1-9][0-9]*$ && $# -gt 1 ]]; then

@@ -1,6 +1,10 @@
 """Checkpoints are whole or are not there."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -49,6 +53,37 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path):
     assert names(tmp_path) == ["step_00000002", "step_00000004", "step_00000005"]
     assert best(tmp_path).name == "step_00000002"
     assert restore(tmp_path, state(0))[1]["step"] == 5
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_does_no_harm(tmp_path):
+    """What is left of a removal, under either name, stops neither a later save nor a restore."""
+    put(tmp_path, 1, 0.1)
+    put(tmp_path, 2)
+    (tmp_path / "step_00000001" / "meta.json").unlink()
+    (tmp_path / ".removing-step_00000000").mkdir()
+    put(tmp_path, 3)
+    assert names(tmp_path) == ["step_00000002", "step_00000003"]
+    assert restore(tmp_path, state(0))[1]["step"] == 3
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    """Where no file may grow, the save is refused, and the checkpoint before it is there."""
+    put(tmp_path, 1)
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import test_checkpoint as t; from pathlib import Path\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
+        "try: t.put(Path(sys.argv[2]), 2)\n"
+        "except t.CheckpointError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.startswith("the checkpoint of step 2 could not be written to"), done.stderr
+    assert done.stdout.count("\n") == 1
+    assert names(tmp_path) == ["step_00000001"]
 
 
 def test_any_flipped_bit_is_found(tmp_path, capsys):
@@ -111,4 +146,5 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch):
     assert names(tmp_path) == ["step_00000001"]
     (tmp_path / ".writing-abc").mkdir()  # what a kill leaves
     assert restore(tmp_path, state(0))[1]["step"] == 1
-    assert names(tmp_path) == ["step_00000001"]
+    put(tmp_path, 2)
+    assert names(tmp_path) == ["step_00000001", "step_00000002"]

@@ -48,6 +48,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert all(saved < step for saved in kept)
 
 
+def test_a_state_that_is_not_finite_is_not_kept(tmp_path):
+    """A step may turn parameters infinite at a finite loss: even as the last one it fails."""
+    exploding = task(recipe=Recipe(learning_rate=3e38, weight_decay=1e4, decay_at=()))
+    plan = schedule(epochs=1, batch=48)
+    with pytest.raises(TrainingError, match="parameters are not finite after step 1"):
+        train("toy", exploding, KEY, split(50), None, plan, tmp_path)
+    assert not list(tmp_path.glob("checkpoints/step_*"))
+
+
 def test_training_learns_and_records(tmp_path, capsys):
     """A merged network lowers its loss on easy images; records are averages over their steps."""
     state, meta = train("toy", task(), KEY, split(50), split(20, 1), schedule(), tmp_path)

@@ -232,6 +232,14 @@ def saved_parameters(folder) -> list[np.ndarray]:
         return jax.tree.leaves(checkpointer.restore(path / "arrays")["params"])
 
 
+def test_a_refused_config_does_not_claim_the_workdir(command, tmp_path):
+    """What is refused leaves no trace, so that the mended command may use the same workdir."""
+    workdir = tmp_path / "run"
+    status, _, err = command(f"{MERGE1}:quick,batch=99", f"--config.workdir={workdir}")
+    assert (status, "train.batch=99 cannot be divided among 4 devices" in err) == (1, True)
+    assert not workdir.exists()
+
+
 def test_a_workdir_that_cannot_be_used(command, tmp_path):
     """Where a file stands in its place or above it, or its record is broken, it is refused."""
     (tmp_path / "file").write_text("")

@@ -1,6 +1,8 @@
 """Several processes train as one: the same losses and state, in every shape, and across shapes."""
 
+import contextlib
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -27,6 +29,16 @@ def launch(images, workdir, shape):
     )
 
 
+def process_of(workdir, process_id) -> int:
+    """The pid of one of the processes that train in `workdir`."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if {f"--config.workdir={workdir}", f"--process_id={process_id}"} <= set(words):
+                return int(path.parent.name)
+    raise AssertionError(f"no process {process_id} in {workdir}")
+
+
 @pytest.fixture(scope="module")
 def runs(images, tmp_path_factory):
     """Undisturbed runs by shape, and one that is stopped twice and resumed in another shape."""
@@ -40,7 +52,9 @@ def runs(images, tmp_path_factory):
         process = launch(images, folders["elastic"], shape)
         if stop is not None:
             wait_for_step(process, folders["elastic"], stop)
-            process.send_signal(signal.SIGTERM)
+            whole = shape == ONE
+            pid = process.pid if whole else process_of(folders["elastic"], shape[0] - 1)
+            os.kill(pid, signal.SIGTERM)  # one of them is told, all of them stop
         status, out = finish(process)
         assert status == (0 if stop is None else 143), out
     return folders

@@ -61,13 +61,19 @@ def finish(process) -> tuple[int, str]:
 
 
 def wait_for_step(process, workdir, step):
-    """Wait until the run has saved its state after `step` or later."""
+    """Wait until this process has saved its state, after `step` or later."""
+    found = saved_steps(workdir)
     while process.poll() is None:
-        steps = [int(path.name[5:13]) for path in (workdir / "checkpoints").glob("step_*")]
-        if steps and max(steps) >= step:
+        new = saved_steps(workdir) - found
+        if new and max(new) >= step:
             return
         time.sleep(0.005)
     raise AssertionError(f"the run ended before step {step}: {process.stdout.read()}")
+
+
+def saved_steps(workdir) -> set[int]:
+    """The steps that have a checkpoint."""
+    return {int(path.name[5:13]) for path in (workdir / "checkpoints").glob("step_*")}
 
 
 def final_state(workdir) -> dict:
@@ -99,11 +105,13 @@ def runs(images, tmp_path_factory):
     wait_for_step(process, broken, steps[2])
     process.send_signal(signal.SIGTERM)
     stopped = finish(process)
+    evaluated = finish(start(images, broken, "--mode=evaluate"))
     ended = finish(start(images, broken))
     return {
         "whole": whole,
         "broken": broken,
         "stopped": stopped,
+        "evaluated": evaluated,
         "ended": ended,
         "steps": steps,
     }
@@ -133,6 +141,12 @@ def test_sigterm_saves_and_exits_with_143(runs):
     assert status == 143, out
     assert "stopped by SIGTERM after step" in out
     assert "same command again" in out
+
+
+def test_evaluating_an_unfinished_run_does_not_finish_it(runs):
+    """`--mode=evaluate` reports on what there is; the training command then still goes on."""
+    status, out = runs["evaluated"]
+    assert (status, "tuned, alpha" in out) == (0, True), out
     assert runs["ended"][0] == 0
     assert "resuming after step" in runs["ended"][1]
 

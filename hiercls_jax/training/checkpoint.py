@@ -43,22 +43,25 @@ def save(folder: Path, state: State, meta: dict) -> None:
     final = folder / f"step_{meta['step']:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for leftover in [*folder.glob(".writing-*"), *folder.glob(".removing-*")]:  # of a kill
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
         try:
             with _checkpointer() as checkpointer:
                 checkpointer.save(temporary.absolute() / "arrays", state)
             _write_json(temporary / "meta.json", meta)
             _write_json(temporary / "manifest.json", _sums(temporary))
-            shutil.rmtree(final, ignore_errors=True)
+            _remove(final)
             os.replace(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
+        _drop(folder)
+    except (OSError, ValueError) as error:  # a ValueError is what Orbax makes of a full disk
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(
-            f"the checkpoint of step {meta['step']} could not be written to {folder}: "
-            f"{error.strerror or error}; what was saved before it is untouched"
+            f"the checkpoint of step {meta['step']} could not be written to {folder}: {reason}; "
+            "what was saved before it is untouched"
         ) from error
-    _drop(folder)
 
 
 def restore(folder: Path, template: State) -> tuple[State, dict] | None:
@@ -73,8 +76,6 @@ def restore(folder: Path, template: State) -> tuple[State, dict] | None:
     Raises:
       CheckpointError: where there are checkpoints and none is whole.
     """
-    for leftover in folder.glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     found = _steps(folder)
     for path in reversed(found):
         fault = _fault(path)
@@ -114,16 +115,32 @@ def unpack(packed: bytes, template: State) -> tuple[State, dict] | None:
 
 def best(folder: Path) -> Path | None:
     """Return the folder of the checkpoint with the lowest validation error, if any has one."""
-    errors = {path: _read_json(path / "meta.json")["validation_error"] for path in _steps(folder)}
+    errors = {path: _validation_error(path) for path in _steps(folder)}
     errors = {path: error for path, error in errors.items() if error is not None}
     return min(errors, key=errors.get) if errors else None
+
+
+def _validation_error(path: Path) -> float | None:
+    try:
+        return _read_json(path / "meta.json")["validation_error"]
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: `restore` will set it aside
+        return None
 
 
 def _drop(folder: Path) -> None:
     keep = {*_steps(folder)[-KEEP:], best(folder)}
     for path in _steps(folder):
         if path not in keep:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint in such an order that no part of it can be taken for a whole one."""
+    if path.exists():
+        aside = path.with_name(f".removing-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+        shutil.rmtree(aside)
 
 
 def _steps(folder: Path) -> list[Path]:

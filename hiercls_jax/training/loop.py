@@ -58,6 +58,10 @@ class Schedule:
         """Return the number of whole batches in `images`."""
         return images // self.batch
 
+    def total_steps(self, images: int) -> int:
+        """Return the number of steps of the whole schedule."""
+        return self.epochs * self.steps_per_epoch(images)
+
 
 def train(
     name: str,
@@ -86,14 +90,12 @@ def train(
       TrainingError: when a loss is not finite; nothing from after that step is saved.
       Interrupted: after SIGTERM or SIGINT, when the state has been saved.
     """
-    total = schedule.epochs * schedule.steps_per_epoch(len(train_split))
+    total = schedule.total_steps(len(train_split))
     initial = jax.device_get(
         create(task.network, task.optimizer, key, train_split.images.shape[1:])
     )
-    state, meta = newest(folder, initial) or (
-        initial,
-        {"step": 0, "seconds": 0.0, "validation_error": None, "sums": {}},
-    )
+    fresh = initial, {"step": 0, "seconds": 0.0, "validation_error": None, "sums": {}}
+    state, meta = newest(folder, initial, fresh)
     if meta["step"] >= total:
         return state, meta
     tracker = Tracker(folder, name, meta["step"], total) if parallel.is_first() else Silent()
@@ -107,13 +109,14 @@ def train(
         tracker.close()
 
 
-def newest(folder: Path, template: State) -> tuple[State, dict] | None:
-    """Return the newest whole checkpoint (state, meta) in `folder / "checkpoints"`, if any.
+def newest(folder: Path, template: State, otherwise=None) -> tuple[State, dict] | None:
+    """Return the newest whole checkpoint (state, meta) in `folder / "checkpoints"`, or `otherwise`.
 
-    Process 0 reads it, and every process gets what it read: only process 0 has the folder.
+    Process 0 reads it, and every process gets what process 0 has: only there is the folder, and
+    initial values may differ in a bit between processors of different kinds.
     """
     found = parallel.on_first(
-        lambda: checkpoint.pack(checkpoint.restore(folder / "checkpoints", template))
+        lambda: checkpoint.pack(checkpoint.restore(folder / "checkpoints", template) or otherwise)
     )
     return checkpoint.unpack(found, template)
 
@@ -141,7 +144,7 @@ class _Run:
         self.images = len(train_split)
         self.state = parallel.replicate(state)
         self.step, self.meta = meta["step"], dict(meta)
-        self.saved_step, self.requested = meta["step"], 0
+        self.requested = 0  # the greatest request that has come back with a step
         self.feed = make_feed(train_split, resident=parallel.on_accelerator())
         self.take = parallel.pmap(_carrying_requests(fed(make_train_step(task))), donate=True)
         self.predictor = None if validation is None else Predictor(task, schedule.batch)
@@ -187,13 +190,11 @@ class _Run:
         """Read the oldest step in flight; write a record where one is full."""
         step, metrics = self.in_flight.popleft()
         metrics = {key: value.item() for key, value in parallel.unreplicate(metrics).items()}
-        request = metrics.pop("request")
-        if step > self.saved_step:  # else a save that came since has met it
-            self.requested = max(self.requested, request)
+        self.requested = max(self.requested, metrics.pop("request"))
         for key, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"{key.replace('_', ' of level ')} is {value} at step {step}; nothing from "
+                    f"{key.replace('_', ' of level ', 1)} is {value} at step {step}; nothing from "
                     f"after the last checkpoint is kept. Lower optimizer.learning_rate "
                     "in a new workdir"
                 )
@@ -242,7 +243,6 @@ class _Run:
         # Best is by the finest level this network predicts.
         self.meta["validation_error"] = record[f"error_{list(probabilities)[-1]}"]
         self.tracker.write(record)
-        self.line_start = None
 
     def _save(self, total: int, per_epoch: int) -> None:
         self._drain(total, per_epoch)
@@ -253,13 +253,18 @@ class _Run:
         self.meta.update(step=self.step, sums=self.sums)
         self.meta["seconds"] += now - self.began
         state = self._host_state()
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+            raise TrainingError(
+                f"the parameters are not finite after step {self.step}, though the loss was; "
+                "nothing from after the last checkpoint is kept. Lower optimizer.learning_rate in "
+                "a new workdir"
+            )
         parallel.on_first(
             lambda: checkpoint.save(self.folder / "checkpoints", state, self.meta) or b""
         )
         self.began = self.saved = time.monotonic()
-        self.saved_step = self.step
         self.requested = self.requested if self.requested > SAVE else 0
-        self.line_start = None
+        self.line_start = time.monotonic(), self.step
 
     def _host_state(self) -> State:
         return parallel.unreplicate(self.state)
@@ -290,7 +295,7 @@ class _Signals:
     """Remembers SIGTERM or SIGINT until the step in hand is finished; a second one kills."""
 
     def __enter__(self):
-        self.caught = 0
+        self.caught, self._when = 0, 0.0
         self._before = {}
         for signum in (signal.SIGTERM, signal.SIGINT):
             try:
@@ -300,13 +305,16 @@ class _Signals:
         return self
 
     def _catch(self, signum, _):
-        if self.caught:
+        # A terminal signals a whole group, and a launcher may pass the same signal on.
+        if self.caught and time.monotonic() - self._when > 1:
             os._exit(128 + signum)
-        self.caught = signum
+        self.caught, self._when = signum, time.monotonic()
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if self.caught and error is None:  # it came too late for the last step to carry it
+            os.kill(os.getpid(), self.caught)
 
 
 def in_words(seconds: float) -> str:

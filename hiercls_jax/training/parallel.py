@@ -43,6 +43,8 @@ class Cluster:
 def join(cluster: Cluster) -> None:
     """Connect this process to the others. Must come before any device is touched."""
     try:
+        # Its handler would swallow a SIGTERM; the training loop has its own.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             cluster.coordinator,
             cluster.processes,
@@ -54,14 +56,25 @@ def join(cluster: Cluster) -> None:
             f"the processes could not be connected ({error}); where no scheduler says so, set "
             "--coordinator=HOST:PORT of process 0, --processes and --process_id"
         ) from error
+    if jax.device_count() != jax.process_count() * jax.local_device_count():
+        raise UserError(
+            f"process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} "
+            f"devices in {jax.process_count()} processes; all need as many: on CPUs set "
+            "--config.run.cpu_devices"
+        )
+    # The first collective connects all devices, for which some backends allow half a minute:
+    # now, while the processes are in step.
+    jax.block_until_ready(jax.pmap(lambda x: jax.lax.psum(x, AXIS), AXIS)(everywhere(1)))
 
 
-def use_cpu_devices(batch: int, wanted: int | None = None) -> None:
+def use_cpu_devices(batch: int, wanted: int | None = None, processes: int = 1) -> None:
     """Make the CPU, where it is what JAX will run on, one device per core.
 
-    Must come before anything else of JAX runs. Takes as many as divide the batch unless `wanted`
-    says how many. Cores are used better by one program each than by threads inside one.
+    Must come before anything else of JAX runs. Takes as many as divide this process's share of the
+    batch unless `wanted` says how many. Cores are used better by one program each than by threads
+    inside one.
     """
+    batch = max(1, batch // processes)
     if wanted is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         wanted = next(n for n in range(min(cores or 1, batch), 0, -1) if batch % n == 0)
@@ -95,19 +108,22 @@ def on_first(compute: Callable[[], bytes]) -> bytes:
     """Return what `compute()` returns on process 0, on every process.
 
     Raises:
-      UserError: on every process, where it was raised on process 0; nobody waits for a dead one.
+      Exception: what `compute()` raised on process 0, and a UserError of the same text on the
+        others, so that nobody waits for one that has stopped.
     """
     if jax.process_count() == 1:
         return compute()
-    failed, content = False, b""
+    failure, content = None, b""
     if is_first():
         try:
             content = compute()
-        except UserError as error:
-            failed, content = True, str(error).encode()
-    head = multihost_utils.broadcast_one_to_all(np.int64([failed, len(content)]).astype(np.int32))
+        except Exception as error:  # raised again below
+            failure, content = error, str(error).encode()
+    head = multihost_utils.broadcast_one_to_all(np.int32([failure is not None, len(content)]))
     padded = np.frombuffer(content.ljust(int(head[1]), b"\0"), np.uint8)
     content = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
+    if failure is not None:
+        raise failure
     if head[0]:
         raise UserError(content.decode())
     return content
