@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from benchmarks import adaptation
 from benchmarks.timing import Row, format_row
@@ -22,6 +22,7 @@ OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 def main(argv: list[str]) -> None:
     """Run every comparison, printing each as it is done."""
+    logging.set_verbosity(logging.WARNING)  # JAX tells which backends it has not
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument '{argv[1]}'")
     print(f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, medians of {ROUNDS.value}\n")
