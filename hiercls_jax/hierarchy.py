@@ -224,7 +224,10 @@ class Hierarchy:
 
     def to_json(self, path) -> None:
         """Write the hierarchy as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")  # renamed when it is whole
+        temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
 
     @classmethod
     def from_json(cls, path) -> "Hierarchy":
