@@ -5,13 +5,19 @@
 #
 # Each process gets --distributed, --coordinator, --processes and --process_id behind the command's
 # own arguments. SIGTERM and Ctrl-C are passed on. The exit status is that of the lowest process that
-# failed, or 0. For trying out what a pod does; one process uses the cores of one machine better.
+# failed, or 0. With --dry-run before N, the commands are printed instead of run, one a line. For
+# trying out what a pod does; one process uses the cores of one machine better.
 set -euo pipefail
 set -m # each process in a group of its own: a signal from the terminal reaches it once, by this script
 
+dry_run=false
+if [[ ${1:-} == --dry-run ]]; then
+  dry_run=true
+  shift
+fi
 count=${1:-}
 if ! [[ $count =~ ^[1-9][0-9]*$ && $# -gt 1 ]]; then
-  printf 'usage: launch/local.sh N COMMAND [ARGUMENT …]\n' >&2
+  printf 'usage: launch/local.sh [--dry-run] N COMMAND [ARGUMENT …]\n' >&2
   exit 2
 fi
 shift
@@ -22,18 +28,29 @@ pids=()
 trap 'kill -s TERM "${pids[@]}" 2> /dev/null || true' TERM
 trap 'kill -s INT "${pids[@]}" 2> /dev/null || true' INT
 for ((i = 0; i < count; i++)); do
-  "$@" --distributed --coordinator="127.0.0.1:$port" --processes="$count" --process_id="$i" &
-  pids+=($!)
+  command=("$@" --distributed --coordinator="127.0.0.1:$port" --processes="$count" --process_id="$i")
+  if $dry_run; then
+    printf '%q ' "${command[@]}"
+    printf '\n'
+  else
+    "${command[@]}" &
+    pids+=($!)
+  fi
 done
 
 status=0
-for pid in "${pids[@]}"; do
+for ((i = 0; i < ${#pids[@]}; i++)); do
+  pid=${pids[i]}
   code=0
   wait "$pid" || code=$?
   while kill -0 "$pid" 2> /dev/null; do # a trapped signal interrupts wait
     code=0
     wait "$pid" || code=$?
   done
+  case $code in
+    0 | 130 | 143) ;; # finished, or stopped and saved
+    *) printf 'local.sh: process %d ended with status %d\n' "$i" "$code" >&2 ;;
+  esac
   if ((status == 0)); then status=$code; fi
 done
 exit "$status"

@@ -2,18 +2,31 @@
 # Train on a Cloud TPU slice, of one host (v3-8, v5litepod-8) or of many (v3-32, v5litepod-64).
 #
 #   export TPU_NAME=merge ZONE=europe-west4-a
-#   launch/tpu_pod.sh create     make the slice
+#   launch/tpu_pod.sh train      all of what follows, to the end of the training
+#
+#   launch/tpu_pod.sh create     ask for the slice, by a queued resource of the same name
+#   launch/tpu_pod.sh wait       wait until it is ACTIVE
 #   launch/tpu_pod.sh install    copy the last commit to every host, and install it
+#   launch/tpu_pod.sh upload     copy what was fetched last to the first host, to go on from there
 #   launch/tpu_pod.sh run        start or resume training on all hosts; it goes on without you
 #   launch/tpu_pod.sh logs       follow it; Ctrl-C stops the following, not the training
 #   launch/tpu_pod.sh fetch      copy the runs back into ./runs, from the first host, which has them
-#   launch/tpu_pod.sh delete     delete the slice, and what was not fetched with it
+#   launch/tpu_pod.sh delete     delete slice and queued resource, and what was not fetched
+#
+# `train` fetches every FOLLOW_SECONDS what is saved; a slice that is preempted is deleted and asked
+# for again, and goes on from there, at most MAX_RESTARTS times. However it ends, by an error or by
+# Ctrl-C too, it stops the training, which saves, fetches that, and deletes the queued resource.
+# A run is fetched where its workdir is below runs/, as it is by default.
 #
 # With --dry-run as the first argument, the commands are printed instead of run.
 # Further variables: PROJECT (gcloud's own default), ACCELERATOR_TYPE (v3-8), RUNTIME_VERSION
-# (tpu-ubuntu2204-base), CONFIG (configs/merge1.py); arguments after `run` are passed on to
-# hiercls_jax.main. Needs gcloud, logged in, and git.
+# (tpu-ubuntu2204-base), SPOT (set it to 1 for preemptible slices), CONFIG (configs/merge1.py),
+# MAX_RESTARTS (10), FOLLOW_SECONDS (300), POLL_SECONDS (30); arguments after `run` or `train` are
+# passed on to hiercls_jax.main. Needs gcloud, logged in, and git.
 set -euo pipefail
+
+LOST=75         # status of a step that failed because the slice is gone, or was restarted
+MAX_SILENCE=10  # times in a row that nothing is heard of the slice before that is an error
 
 usage() {
   sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "${BASH_SOURCE[0]}"
@@ -21,7 +34,11 @@ usage() {
 
 die() {
   printf 'error: %s\n' "$1" >&2
-  exit 2
+  exit "${2:-2}"
+}
+
+note() {
+  $dry_run || printf 'tpu_pod.sh: %s\n' "$1" >&2
 }
 
 dry_run=false
@@ -33,64 +50,336 @@ action=${1:-help}
 [[ $# -eq 0 ]] || shift
 
 case $action in
-  create | install | run | logs | fetch | delete) ;;
+  train | create | wait | install | upload | run | logs | fetch | delete) ;;
   help | --help | -h)
     usage
     exit 0
     ;;
-  *) die "unknown action '$action'; it is one of create, install, run, logs, fetch, delete" ;;
+  *)
+    die "unknown action '$action'; it is one of train, create, wait, install, upload, run, logs,\
+ fetch, delete"
+    ;;
 esac
-[[ $action == run || $# -eq 0 ]] || die "unexpected argument '$1' after $action"
+[[ $action == run || $action == train || $# -eq 0 ]] ||
+  die "unexpected argument '$1' after $action"
 [[ -n ${TPU_NAME:-} ]] || die "set TPU_NAME, the name that the slice has or gets"
 [[ -n ${ZONE:-} ]] || die "set ZONE, such as europe-west4-a"
+MAX_RESTARTS=${MAX_RESTARTS:-10}
+FOLLOW_SECONDS=${FOLLOW_SECONDS:-300}
+POLL_SECONDS=${POLL_SECONDS:-30}
+for name in MAX_RESTARTS FOLLOW_SECONDS POLL_SECONDS; do
+  [[ ${!name} =~ ^[0-9]+$ ]] || die "$name is a whole number, not '${!name}'"
+done
+((FOLLOW_SECONDS > 0)) || die "FOLLOW_SECONDS is above 0, not $FOLLOW_SECONDS"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+arguments=("--config=${CONFIG:-configs/merge1.py}" --distributed "$@")
 where=(--zone="$ZONE")
 [[ -z ${PROJECT:-} ]] || where+=(--project="$PROJECT")
+spot=()
+case ${SPOT:-0} in
+  0) ;;
+  1) spot=(--spot) ;;
+  *) die "SPOT is 1 for a preemptible slice or 0, not '$SPOT'" ;;
+esac
+fetched=runs/$TPU_NAME.tar.gz
+if $dry_run; then
+  scratch=${TMPDIR:-/tmp}/hiercls_jax
+else
+  scratch=$(mktemp -d)
+fi
+child=          # process group of what `interruptible` runs
+owned=false     # `train` has asked for the slice, so it deletes it
+training=false  # `train` has started the training, and does not know that it has ended
+exec 3>&1 # where a dry run prints, also from inside $(…)
 
 # Print a command so that a shell would read the same words, or run it.
 run() {
   if $dry_run; then
-    printf '%q ' "$@"
-    printf '\n'
+    printf '%q ' "$@" >&3
+    printf '\n' >&3
   else
     "$@"
   fi
 }
 
-# Run a shell command on one host (its number) or on all.
-on_host() {
-  run gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${where[@]}" --worker="$1" --command="$2"
+queued_resources() {
+  run gcloud compute tpus queued-resources "$@" "${where[@]}"
 }
 
-case $action in
-  create)
-    run gcloud compute tpus tpu-vm create "$TPU_NAME" "${where[@]}" \
-      --accelerator-type="${ACCELERATOR_TYPE:-v3-8}" \
-      --version="${RUNTIME_VERSION:-tpu-ubuntu2204-base}"
-    ;;
-  install)
-    archive=$(mktemp -u -t hiercls_jax.XXXXXX)
-    trap 'rm -f "$archive"' EXIT
-    run git archive --format=tar.gz --output="$archive" HEAD
-    run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:hiercls_jax.tar.gz" "${where[@]}" \
-      --worker=all
+# Run a shell command on one host (its number) or on all. A host that is gone is noticed in a minute.
+on_host() {
+  run gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${where[@]}" --worker="$1" --command="$2" \
+    --ssh-flag=-oServerAliveInterval=15
+}
+
+# Run in the background: a signal to this script is then acted on at once. Needs no terminal.
+interruptible() {
+  if $dry_run; then
+    "$@"
+    return
+  fi
+  local code=0
+  set -m # in a process group of its own, which clean_up can end as a whole
+  "$@" < /dev/null &
+  child=$!
+  set +m
+  wait "$child" || code=$?
+  child=
+  return "$code"
+}
+
+# Below, steps are joined by && and ||, as set -e does nothing in a function that is asked for its
+# status.
+
+create() {
+  queued_resources create "$TPU_NAME" --node-id="$TPU_NAME" \
+    --accelerator-type="${ACCELERATOR_TYPE:-v3-8}" \
+    --runtime-version="${RUNTIME_VERSION:-tpu-ubuntu2204-base}" "${spot[@]}"
+}
+
+# Print the state of the queued resource, or UNKNOWN where it cannot be asked.
+state() {
+  local answer
+  answer=$(queued_resources describe "$TPU_NAME" --format='value(state.state)') || answer=UNKNOWN
+  if $dry_run; then answer=ACTIVE; fi
+  printf '%s\n' "${answer:-UNKNOWN}"
+}
+
+wait_until_active() {
+  local now before='' silence=0
+  while true; do
+    now=$(state)
+    [[ $now == "$before" ]] || note "$TPU_NAME is $now"
+    before=$now
+    case $now in
+      ACTIVE) return ;;
+      SUSPENDING | SUSPENDED) return "$LOST" ;;
+      FAILED | DELETING)
+        note "$TPU_NAME is $now; why: gcloud compute tpus queued-resources describe"
+        return 1
+        ;;
+      UNKNOWN) ((silence += 1)) ;;
+      *) silence=0 ;;
+    esac
+    if ((silence == MAX_SILENCE)); then
+      note "the state of $TPU_NAME could not be asked $silence times in a row"
+      return 1
+    fi
+    interruptible sleep "$POLL_SECONDS"
+  done
+}
+
+install() {
+  run git archive --format=tar.gz --output="$scratch/hiercls_jax.tar.gz" HEAD &&
+    run gcloud compute tpus tpu-vm scp "$scratch/hiercls_jax.tar.gz" \
+      "$TPU_NAME:hiercls_jax.tar.gz" "${where[@]}" --worker=all &&
     on_host all "set -e; sudo apt-get update -q; sudo apt-get install -qy python3.11-venv
 mkdir -p hiercls_jax; tar -xzf hiercls_jax.tar.gz -C hiercls_jax; cd hiercls_jax
 python3.11 -m venv .venv
 .venv/bin/pip install -q -c constraints.txt -e . 'jax[tpu]'
 .venv/bin/python -c 'import hiercls_jax'"
-    ;;
-  run)
-    arguments=$(printf '%q ' "--config=${CONFIG:-configs/merge1.py}" --distributed "$@")
-    on_host all "set -e; cd hiercls_jax; mkdir -p runs
-nohup .venv/bin/python -m hiercls_jax.main ${arguments}>> runs/log.txt 2>&1 < /dev/null &
+}
+
+upload() {
+  run gcloud compute tpus tpu-vm scp "$fetched" "$TPU_NAME:runs.tar.gz" "${where[@]}" --worker=0 &&
+    on_host 0 "mkdir -p hiercls_jax && tar -xzf runs.tar.gz -C hiercls_jax"
+}
+
+# A new slice is reachable a little after it is ACTIVE.
+prepare() {
+  local attempt code=0
+  for attempt in 1 2 3; do
+    code=0
+    install || code=$?
+    if ((code == 0)); then break; fi
+    if lost; then return "$LOST"; fi
+    note "attempt $attempt of 3 to install failed with status $code"
+    interruptible sleep "$POLL_SECONDS"
+  done
+  ((code == 0)) || return "$code"
+  [[ ! -e $fetched ]] || upload
+}
+
+start() {
+  local words
+  words=$(printf '%q ' "${arguments[@]}")
+  on_host all "set -e; cd hiercls_jax; mkdir -p runs; rm -f status pid
+touch runs/log.txt; wc -c < runs/log.txt > followed
+watched='\"\$@\" & echo \$! > pid; wait \$!; echo \$? > status'
+nohup sh -c \"\$watched\" sh .venv/bin/python -m hiercls_jax.main ${words}>> runs/log.txt 2>&1 < /dev/null &
+until [ -s pid ]; do sleep 0.1; done
 echo 'started; launch/tpu_pod.sh logs follows it'"
-    ;;
+}
+
+# Say whether the slice is known to be no longer there.
+lost() {
+  case $(state) in
+    ACTIVE | UNKNOWN) return 1 ;;
+  esac
+}
+
+# Print the first host's log from byte $1 of this start, for FOLLOW_SECONDS or to the training's end.
+follow_log() {
+  local ask="cd hiercls_jax; from=\$((\$(cat followed) + $1))
+timeout $FOLLOW_SECONDS tail --pid=\"\$(cat pid)\" -c \"+\$from\" -F runs/log.txt; true"
+  if $dry_run; then
+    on_host 0 "$ask"
+  else
+    on_host 0 "$ask" | tee "$scratch/log"
+  fi
+}
+
+# Follow the training to its end, and fetch what it saves. Status: its own, or LOST.
+follow() {
+  local from=1 silence=0 answer
+  while true; do
+    answer=
+    if interruptible follow_log "$from" && answer=$(ask_how_it_goes); then
+      silence=0
+    elif ((++silence == MAX_SILENCE)); then
+      note "the first host could not be reached $silence times in a row"
+      return 1
+    fi
+    if $dry_run; then answer=0; fi
+    [[ ! -e $scratch/log ]] || from=$((from + $(wc -c < "$scratch/log")))
+    if lost; then return "$LOST"; fi
+    case $answer in
+      '') interruptible sleep "$POLL_SECONDS" ;; # the connection broke; the training may go on
+      running) fetch || note "what is saved could not be fetched; trying again later" ;;
+      0) return ;;
+      143 | vanished) return "$LOST" ;; # the hosts were restarted under it
+      *)
+        interruptible sleep "$POLL_SECONDS" # a slice that goes takes some hosts before it says so
+        if lost; then return "$LOST"; fi
+        note "the training ended with status $answer; the end of every host's log:"
+        on_host all "tail -n 20 hiercls_jax/runs/log.txt" || true
+        return "$answer"
+        ;;
+    esac
+  done
+}
+
+# Print `running`, the exit status of the training, or `vanished` where neither is so.
+ask_how_it_goes() {
+  on_host 0 "cd hiercls_jax; if [ -s status ]; then cat status
+elif kill -0 \"\$(cat pid)\"; then echo running; else echo vanished; fi"
+}
+
+stop() {
+  on_host 0 "cd hiercls_jax; kill -s TERM \"\$(cat pid)\"
+timeout 120 tail --pid=\"\$(cat pid)\" -f /dev/null"
+}
+
+# Copy the runs here. Checkpoints first: there must be no checkpoint without the records before it.
+fetch() {
+  on_host 0 "set -e; cd hiercls_jax; tar --sort=name -czf ../runs.part runs || [ \$? -eq 1 ]
+mv ../runs.part ../runs.tar.gz" &&
+    run mkdir -p runs &&
+    run gcloud compute tpus tpu-vm scp "$TPU_NAME:runs.tar.gz" "$fetched.part" "${where[@]}" \
+      --worker=0 &&
+    run mv "$fetched.part" "$fetched"
+}
+
+unpack() {
+  run tar -xzf "$fetched"
+}
+
+delete() {
+  queued_resources delete "$TPU_NAME" --force "$@"
+}
+
+# Whether the name is taken. An error here ends the script, before anything could be deleted.
+exists() {
+  local names name
+  names=$(queued_resources list --format='value(name)') || exit
+  while IFS= read -r name; do
+    if [[ ${name##*/} == "$TPU_NAME" ]]; then return 0; fi
+  done <<< "$names"
+  return 1
+}
+
+# Be on one slice until the training has ended or the slice is lost.
+live() {
+  local code=0
+  create || exit
+  { wait_until_active && prepare && training=true && start && follow && bring_home; } || code=$?
+  if ((code == 0)); then training=false; fi
+  return "$code"
+}
+
+bring_home() {
+  local attempt
+  for attempt in 1 2 3; do
+    if fetch; then
+      unpack
+      return
+    fi
+    if lost; then return "$LOST"; fi
+    note "attempt $attempt of 3 to fetch the results failed"
+    interruptible sleep "$POLL_SECONDS"
+  done
+  note "what was fetched last is $fetched; the same command again goes on from there"
+  return 1
+}
+
+train() {
+  local code restarts=0
+  if exists; then
+    die "there is a queued resource $TPU_NAME already, which train would delete at its end; choose\
+ another TPU_NAME, or go on with run, logs and fetch, and delete it"
+  fi
+  owned=true
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  while true; do
+    code=0
+    live || code=$?
+    if ((code == 0)); then break; fi
+    ((code == LOST)) || exit "$code"
+    ((restarts < MAX_RESTARTS)) || die "the slice was lost $((restarts + 1)) times, and MAX_RESTARTS\
+ is $MAX_RESTARTS; the same command again goes on from what was fetched" 1
+    ((restarts += 1))
+    note "the slice was lost; restart $restarts of at most $MAX_RESTARTS"
+    save
+    delete --quiet
+  done
+}
+
+# Stop a training that still goes, which makes it save, and fetch what is there.
+save() {
+  if ! $training; then return 0; fi # in a trap, a bare `return` gives the status from before it
+  training=false
+  if lost; then return 0; fi
+  stop || true
+  fetch || note "what was saved last could not be fetched"
+}
+
+clean_up() {
+  local code=$1
+  trap '' HUP INT TERM # what follows must come to its end
+  if [[ -n $child ]]; then kill -s TERM -- "-$child" 2> /dev/null || true; fi
+  if $owned; then
+    save
+    if ! delete --quiet; then
+      note "$TPU_NAME could not be deleted and costs money until it is: launch/tpu_pod.sh delete"
+      if ((code == 0)); then code=1; fi
+    fi
+  fi
+  $dry_run || rm -rf "$scratch"
+  exit "$code"
+}
+trap 'clean_up $?' EXIT
+
+case $action in
+  train) train ;;
+  create) create ;;
+  wait) wait_until_active ;;
+  install) install ;;
+  upload) upload ;;
+  run) start ;;
   logs) on_host 0 "tail -n 50 -F hiercls_jax/runs/log.txt" ;;
-  fetch)
-    run gcloud compute tpus tpu-vm scp --recurse "$TPU_NAME:hiercls_jax/runs" . "${where[@]}" \
-      --worker=0
-    ;;
-  delete) run gcloud compute tpus tpu-vm delete "$TPU_NAME" "${where[@]}" ;;
+  fetch) fetch && unpack ;;
+  delete) delete ;;
 esac

@@ -1,22 +1,32 @@
 """The launch scripts: what they would run, what they do run, and what they refuse."""
 
+import json
 import os
 import shlex
+import shutil
+import signal
 import subprocess
+import sys
+import tarfile
 import time
 from pathlib import Path
 
+import fake_gcloud
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "launch" / "tpu_pod.sh"
 LOCAL = ROOT / "launch" / "local.sh"
+SLURM = ROOT / "launch" / "slurm.sbatch"
+JOBSET = ROOT / "launch" / "kubernetes" / "jobset.yaml"
+VARIABLES = ("TPU_NAME", "ZONE", "PROJECT", "CONFIG", "SPOT", "MAX_RESTARTS")
 VM = {"TPU_NAME": "my tpu", "ZONE": "europe-west4-a"}
 
 
 def launch(*arguments, path=None, **variables):
     """Run the script with no cloud variables but those given."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("TPU_NAME", "ZONE", "PROJECT")}
+    kept = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     environment = kept | variables | ({"PATH": f"{path}:{kept['PATH']}"} if path else {})
     return subprocess.run(
         ["bash", str(SCRIPT), *arguments],
@@ -35,17 +45,23 @@ def gcloud(tmp_path):
     return stub.parent
 
 
-@pytest.mark.parametrize("action", ["create", "install", "run", "logs", "fetch", "delete"])
+ACTIONS = ["train", "create", "wait", "install", "upload", "run", "logs", "fetch", "delete"]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
 def test_a_dry_run_prints_commands_and_runs_none(action, gcloud, tmp_path):
     """Every line of a dry run is a command that a shell reads back; nothing is run or written."""
     before = set(tmp_path.rglob("*"))
     result = launch("--dry-run", action, path=gcloud, TMPDIR=str(tmp_path), **VM)
     assert (result.returncode, result.stderr) == (0, "")
     commands = [shlex.split(line) for line in ansi_c_quoting(result.stdout)]
-    assert {command[0] for command in commands} <= {"gcloud", "git"}
-    assert any("my tpu" in word for word in commands[-1])
-    assert "--zone=europe-west4-a" in commands[-1]
+    assert {command[0] for command in commands} <= {"gcloud", "git", "mkdir", "mv", "tar"}
+    for command in commands:
+        if command[0] == "gcloud":
+            assert any("my tpu" in word for word in command) or "list" in command
+            assert "--zone=europe-west4-a" in command
     assert set(tmp_path.rglob("*")) == before
+    assert not (ROOT / "runs" / "my tpu.tar.gz.part").exists()
 
 
 def ansi_c_quoting(text: str) -> list[str]:
@@ -65,8 +81,9 @@ def test_arguments_reach_the_training_command_unchanged(gcloud, tmp_path):
     (remote,) = [word for word in words if word.startswith("--command=")]
     (line,) = [line for line in remote.splitlines() if line.startswith("nohup")]
     sent = shlex.split(line.split(">>")[0])
-    assert sent[1:4] == [".venv/bin/python", "-m", "hiercls_jax.main"]
-    assert sent[4:] == ["--config=configs/merge2.py", "--distributed", "--config.seed=3", odd]
+    assert sent[:5] == ["nohup", "sh", "-c", "$watched", "sh"]
+    assert sent[5:8] == [".venv/bin/python", "-m", "hiercls_jax.main"]
+    assert sent[8:] == ["--config=configs/merge2.py", "--distributed", "--config.seed=3", odd]
     assert "--worker=all" in words
 
 
@@ -103,8 +120,12 @@ def test_a_failing_command_fails_the_script(gcloud):
     ("arguments", "variables", "message"),
     [
         (["create"], {"ZONE": "z"}, "set TPU_NAME"),
+        (["train"], {"ZONE": "z"}, "set TPU_NAME"),
+        (["train"], {**VM, "MAX_RESTARTS": "many"}, "MAX_RESTARTS is a whole number, not 'many'"),
+        (["train"], {**VM, "FOLLOW_SECONDS": "0"}, "FOLLOW_SECONDS is above 0, not 0"),
+        (["create"], {**VM, "SPOT": "yes"}, "SPOT is 1 for a preemptible slice or 0, not 'yes'"),
         (["create"], {"TPU_NAME": "t"}, "set ZONE"),
-        (["destroy"], VM, "unknown action 'destroy'; it is one of create, install"),
+        (["destroy"], VM, "unknown action 'destroy'; it is one of train, create"),
         (["logs", "now"], VM, "unexpected argument 'now' after logs"),
     ],
 )
@@ -115,3 +136,329 @@ def test_what_is_missing_or_unknown_is_named(arguments, variables, message, gclo
     assert result.stderr.startswith(f"error: {message}")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "words").exists()
+
+
+class Cloud:
+    """A project with the script in it, and a cloud that goes by a plan; see fake_gcloud."""
+
+    def __init__(self, root: Path):
+        self.root, self.project = root, root / "a project"
+        shutil.copytree(ROOT / "launch", self.project / "launch")
+        for name, content in {
+            "gcloud": f'#!/bin/sh\nexec {sys.executable} {fake_gcloud.__file__} "$@"\n',
+            "git": "#!/bin/bash\nfor w; do case $w in --output=*) "
+            'exec tar -czf "${w#--output=}" -C / --files-from=/dev/null;; esac; done\n',
+        }.items():
+            self._write(root / "bin" / name, content)
+        for name, content in fake_gcloud.COMMANDS.items():
+            self._write(root / "commands" / name, content)
+
+    @staticmethod
+    def _write(path: Path, content: str) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        path.chmod(0o755)
+
+    def train(self, *arguments: str, plan: dict, **variables: str) -> subprocess.Popen:
+        """Start `tpu_pod.sh train`, as a terminal would: in a process group of its own."""
+        (self.root / "plan.json").write_text(json.dumps(plan))
+        kept = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+        environment = kept | VM | {"POLL_SECONDS": "0", "FOLLOW_SECONDS": "1"} | variables
+        environment |= {"CLOUD": str(self.root), "PATH": f"{self.root / 'bin'}:{kept['PATH']}"}
+        environment |= {"TMPDIR": str(self.root / "tmp")}
+        (self.root / "tmp").mkdir(exist_ok=True)
+        return subprocess.Popen(
+            ["bash", str(self.project / "launch" / "tpu_pod.sh"), "train", *arguments],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *arguments: str, plan: dict, **variables: str) -> tuple[int, str, str]:
+        """Return status, stdout and stderr of `tpu_pod.sh train`."""
+        process = self.train(*arguments, plan=plan, **variables)
+        out, error = process.communicate(timeout=120)
+        return process.returncode, out, error
+
+    def calls(self) -> list[list[str]]:
+        """Every call of gcloud, without `compute tpus`."""
+        path = self.root / "calls.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line)[2:] for line in lines]
+
+    def verbs(self, *wanted: str) -> list[str]:
+        """The verbs of all calls in order, those of `wanted` alone."""
+        return [call[1] for call in self.calls() if call[1] in wanted]
+
+    def fetched(self) -> list[str]:
+        """What the training had counted when it was last fetched."""
+        with tarfile.open(self.project / "runs" / "my tpu.tar.gz") as archive:
+            return archive.extractfile("runs/count").read().decode().split()
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """A fake cloud; whatever still runs on it at the end is killed."""
+    yield Cloud(tmp_path)
+    fake_gcloud.lose(tmp_path)
+
+
+def test_a_preempted_slice_is_recreated_and_goes_on_from_what_was_fetched(cloud):
+    """Two slices are lost, the third finishes what the first began; each is deleted once."""
+    plan = {"lives": ["preempt", "never", "preempt", "finish"]}
+    status, out, error = cloud.run("--config.workdir=runs/my run", plan=plan, SPOT="1")
+    assert status == 0, error
+    assert cloud.verbs("create", "delete") == ["create", "delete"] * 4
+    assert cloud.fetched() == ["start"] * 3
+    assert (cloud.project / "runs" / "count").read_text().split() == ["start"] * 3
+    assert "restart 3 of at most 10" in error
+    assert "argument: --config.workdir=runs/my run" in out.splitlines()
+    create, delete = (
+        next(call for call in cloud.calls() if call[1] == verb) for verb in ("create", "delete")
+    )
+    assert create[:4] == ["queued-resources", "create", "my tpu", "--node-id=my tpu"]
+    assert "--spot" in create
+    assert delete[:3] == ["queued-resources", "delete", "my tpu"]
+    assert {"--force", "--quiet"} <= set(delete)
+    assert not list((cloud.root / "tmp").iterdir())
+
+
+def test_the_log_is_shown_once(cloud):
+    """What the first host logs is printed once, though it is asked for again and again."""
+    status, out, error = cloud.run(plan={"lives": ["preempt", "finish"]})
+    assert status == 0, error
+    assert out.splitlines().count("argument: --distributed") == 2  # one a start
+
+
+@pytest.mark.parametrize("life", ["told", "crash"])
+def test_a_training_whose_hosts_were_restarted_goes_on_on_a_new_slice(cloud, life):
+    """143, or no status at all, means a restart: what is saved is fetched, and goes on."""
+    status, _, error = cloud.run(plan={"lives": [life, "finish"]})
+    assert status == 0, error
+    assert cloud.fetched() == ["start"] * 2
+
+
+def test_what_fails_for_a_while_is_tried_again(cloud):
+    """A slice that is not reachable at once, and a connection that breaks, cost no slice."""
+    status, _, error = cloud.run(plan={"lives": ["flaky"], "unready": 2, "outage": 5})
+    assert status == 0, error
+    assert "attempt 2 of 3 to install failed with status 255" in error
+    assert cloud.verbs("create", "delete") == ["create", "delete"]
+
+
+def test_the_number_of_restarts_is_limited(cloud):
+    """After MAX_RESTARTS it is an error that names the limit; nothing stays behind."""
+    status, _, error = cloud.run(plan={"lives": ["preempt"] * 5}, MAX_RESTARTS="2")
+    assert status == 1
+    assert "the slice was lost 3 times, and MAX_RESTARTS is 2" in error
+    assert cloud.verbs("create", "delete") == ["create", "delete"] * 3
+    assert not (cloud.root / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("plan", "status", "says"),
+    [
+        ({"create": 7, "lives": []}, 7, ""),
+        ({"lives": ["refused"]}, 1, "my tpu is FAILED"),
+        ({"lives": ["finish"], "unready": 3}, 255, "attempt 3 of 3 to install failed"),
+        ({"lives": ["flaky"], "outage": 99}, 1, "could not be reached 10 times in a row"),
+        ({"lives": ["fail"]}, 1, "the training ended with status 1"),
+    ],
+)
+def test_what_fails_is_deleted(cloud, plan, status, says):
+    """A failing request or training gives its status; the queued resource is deleted after it."""
+    found, out, error = cloud.run(plan=plan)
+    assert found == status
+    assert says in error
+    assert cloud.verbs("create", "delete") == ["create", "delete"]
+    if plan["lives"] == ["fail"]:
+        assert out.count("error: no such thing") == 3  # followed once, then the end of each host's
+        assert cloud.fetched() == ["start"]
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_saves_fetches_and_deletes(cloud, signum, status):
+    """SIGINT to the group, or SIGTERM to the script alone, ends in a saved run and no slice."""
+    process = cloud.train(plan={"lives": ["forever"]}, FOLLOW_SECONDS="600")
+    for line in process.stdout:
+        if line.startswith("argument"):
+            break
+    began = time.monotonic()
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)
+    else:
+        process.send_signal(signum)
+    process.communicate(timeout=60)
+    assert process.returncode == status
+    assert time.monotonic() - began < 30  # not the 600 s that it would have followed
+    assert cloud.fetched() == ["start", "stopped"]
+    assert cloud.verbs("create", "delete") == ["create", "delete"]
+    assert not (cloud.root / "state").exists()
+
+
+def test_a_slice_of_somebody_else_is_not_touched(cloud):
+    """Where the name is taken, nothing is created, and above all nothing deleted."""
+    status, _, error = cloud.run(plan={"lives": [], "others": ["my", "my tpu"]})
+    assert status == 2
+    assert error.startswith("error: there is a queued resource my tpu already")
+    assert {call[1] for call in cloud.calls()} == {"list"}
+
+
+def test_a_slice_that_could_not_be_deleted_is_named(cloud):
+    """It goes on costing money, so that is an error even after a training that went well."""
+    status, _, error = cloud.run(plan={"lives": ["finish"], "delete": 9, "others": ["my", "tpu"]})
+    assert status == 1
+    assert "my tpu could not be deleted and costs money until it is" in error
+
+
+def test_local_says_which_process_failed_and_prints_what_it_would_run(tmp_path):
+    """The number of a process that failed and its status are named; a dry run starts nothing."""
+    fail = ["bash", "-c", f"touch '{tmp_path}/ran'; [[ $* != *=1 ]] || exit 3", "bash"]
+    result = subprocess.run(["bash", str(LOCAL), "2", *fail], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (3, "local.sh: process 1 ended with status 3\n")
+    (tmp_path / "ran").unlink()
+    dry = subprocess.run(
+        ["bash", str(LOCAL), "--dry-run", "2", "a b", "c"], capture_output=True, text=True
+    )
+    commands = [shlex.split(line) for line in dry.stdout.splitlines()]
+    assert [command[:3] for command in commands] == [["a b", "c", "--distributed"]] * 2
+    assert [command[-1] for command in commands] == ["--process_id=0", "--process_id=1"]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Run slurm.sbatch as a job would be, against stubs that record what they are called with."""
+    stubs = {
+        "srun": "exit ${STATUS:-0}",
+        "squeue": "echo ${STATE-RUNNING}",
+        "scontrol": "",
+        "a python": "",
+    }
+    for name, ends in stubs.items():
+        path = tmp_path / name
+        path.write_text(
+            f"#!/bin/bash\nprintf '%s\\0' {name.split()[0]} \"$@\" >> '{tmp_path}/words'\n"
+            f"echo >> '{tmp_path}/words'\n{ends}\n"
+        )
+        path.chmod(0o755)
+
+    def run(*arguments, **variables):
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+        environment = kept | {"SLURM_JOB_ID": "41", "PYTHON": str(tmp_path / "a python")}
+        environment |= {"PATH": f"{tmp_path}:{kept['PATH']}"} | variables
+        environment = {k: v for k, v in environment.items() if v is not None}
+        result = subprocess.run(
+            ["bash", str(SLURM), *arguments],
+            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        words = tmp_path / "words"
+        lines = words.read_text().split("\0\n")[:-1] if words.exists() else []
+        return result, [line.split("\0") for line in lines]
+
+    return run
+
+
+def test_slurm_starts_the_training_with_its_arguments(slurm, tmp_path):
+    """`srun` gets python, the config and every argument as it was; success ends the job."""
+    odd = '--config.workdir=a "b" $HOME'
+    result, calls = slurm(odd, CONFIG="configs/merge2.py", SLURM_CPUS_PER_TASK="4")
+    assert (result.returncode, result.stderr) == (0, "")
+    ((*srun, python, m, module, config, distributed, last),) = calls
+    assert srun == ["srun", "--kill-on-bad-exit=0", "--wait=0", "--cpus-per-task=4"]
+    assert [python, m, module] == [str(tmp_path / "a python"), "-m", "hiercls_jax.main"]
+    assert [config, distributed, last] == ["--config=configs/merge2.py", "--distributed", odd]
+
+
+@pytest.mark.parametrize(
+    ("variables", "requeued", "says"),
+    [
+        ({"STATUS": "143"}, True, ""),
+        ({"STATUS": "143", "SLURM_RESTART_COUNT": "19"}, True, ""),
+        ({"STATUS": "143", "SLURM_RESTART_COUNT": "20"}, False, "MAX_RESTARTS is 20"),
+        ({"STATUS": "143", "STATE": "COMPLETING"}, False, "the job is COMPLETING"),
+        ({"STATUS": "143", "STATE": ""}, False, "the job is gone"),
+        ({"STATUS": "1"}, False, ""),
+        ({"STATUS": "137"}, False, ""),
+        ({"STATUS": "0"}, False, ""),
+    ],
+)
+def test_slurm_puts_back_what_was_stopped_and_nothing_else(slurm, variables, requeued, says):
+    """Only a job that was told to stop and saved goes back into the queue, and not for ever."""
+    result, calls = slurm(**variables)
+    assert result.returncode == int(variables["STATUS"])
+    assert (["scontrol", "requeue", "41"] in calls) == requeued
+    assert says in result.stderr
+
+
+def test_slurm_names_what_is_missing_and_prints_what_it_would_run(slurm):
+    """Outside of a job, without a python, or with a wrong number: one line, and nothing is run."""
+    for variables, message in [
+        ({"SLURM_JOB_ID": None}, "SLURM_JOB_ID is not set: submit this by sbatch"),
+        ({"PYTHON": "no/python"}, "there is no no/python in "),
+        ({"MAX_RESTARTS": "-1"}, "MAX_RESTARTS is a whole number, not '-1'"),
+    ]:
+        result, calls = slurm(**variables)
+        assert (result.returncode, calls) == (2, [])
+        assert result.stderr.startswith(f"error: {message}")
+        assert result.stderr.count("\n") == 1
+    result, calls = slurm("--dry-run", "--config.workdir=a b", SLURM_JOB_ID=None)
+    assert (result.returncode, calls) == (0, [])
+    words = shlex.split(result.stdout)
+    assert (words[0], words[-1]) == ("srun", "--config.workdir=a b")
+
+
+def test_slurm_asks_for_what_stopping_and_resuming_needs():
+    """The job is told in time, may be requeued, keeps its log, and has a task for each GPU."""
+    lines = SLURM.read_text().split("set -euo pipefail")[0].splitlines()
+    words = dict(
+        line.removeprefix("#SBATCH --").partition("=")[::2]
+        for line in lines
+        if line.startswith("#SBATCH --")
+    )
+    assert words["signal"] == "TERM@300"  # without B: to the tasks, not to this script
+    assert "requeue" in words
+    assert words["open-mode"] == "append"
+    assert words["ntasks-per-node"] == words["gpus-per-node"]
+    assert all(line.startswith("#") or not line for line in lines)  # else Slurm stops reading
+
+
+def test_the_jobset_gives_each_pod_its_place_and_time_to_save():
+    """One coordinator that DNS knows, as many pods as processes, restarts of all, signals to it."""
+    jobset = yaml.safe_load(JOBSET.read_text())
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    spec = jobset["spec"]
+    (group,) = spec["replicatedJobs"]
+    job = group["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    flags = dict(
+        word.removeprefix("--").partition("=")[::2]
+        for word in container["command"]
+        if word.startswith("--")
+    )
+    assert container["command"][:3] == ["python", "-m", "hiercls_jax.main"]  # no shell: signals
+    assert "distributed" in flags
+    assert job["completionMode"] == "Indexed"
+    assert group["replicas"] == 1
+    assert job["completions"] == job["parallelism"] == int(flags["processes"])
+    host, port = flags["coordinator"].split(":")
+    assert spec["network"]["enableDNSHostnames"]
+    first = f"{jobset['metadata']['name']}-{group['name']}-0-0"
+    assert host == f"{first}.{spec['network']['subdomain']}"
+    assert int(port) in [p["containerPort"] for p in container["ports"]]
+    environment = {entry["name"]: entry for entry in container["env"]}
+    assert flags["process_id"] == "$(PROCESS_ID)"
+    path = environment["PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert (pod["restartPolicy"], job["backoffLimit"]) == ("Never", 0)
+    assert spec["failurePolicy"]["maxRestarts"] > 0
+    assert pod["terminationGracePeriodSeconds"] >= 120
+    (rule,) = job["podFailurePolicy"]["rules"]  # 143 and 1 are restarted, a wrong command is not
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In",
+                                   "values": [2]}  # fmt: skip
+    assert spec["failurePolicy"]["rules"] == [
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ]
+    (mount,) = container["volumeMounts"]
+    assert flags["config.workdir"].startswith(mount["mountPath"] + "/")
+    assert mount["name"] in [volume["name"] for volume in pod["volumes"]]

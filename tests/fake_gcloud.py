@@ -1,0 +1,159 @@
+"""A stand-in for gcloud and its cloud: one queued resource, whose hosts are folders here.
+
+What is sent by ssh is run, by bash, in the folder of the host. Each call is a line of
+`$CLOUD/calls.jsonl`. `$CLOUD/plan.json` says how it goes: `create` is the exit status of `create`,
+`delete` of `delete`, `others` the names that are taken, `unready` how many times copying to a slice
+fails, and `lives` what becomes of each slice in turn:
+
+    finish          the training ends well
+    fail            the training exits with 1
+    told            the training exits with 143, as by an orderly reboot
+    crash           the training is gone without a status, as by another one
+    flaky           it ends well, but from its start on `outage` calls fail
+    forever         the training goes on until it is told to stop
+    preempt         it does too, but when it has been fetched once, the slice is suspended
+    never           the slice is suspended before it is active
+    refused         the request fails
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+HOSTS = ("0", "1")
+TRAINING = """#!/bin/bash
+# Counts in runs/count, from where it was.
+[[ $2 == hiercls_jax.main ]] || exit 0
+trap 'echo stopped >> runs/count; exit 143' TERM
+printf 'argument: %s\\n' "$@"
+echo start >> runs/count
+case $LIFE in
+  fail) echo 'error: no such thing'; exit 1 ;;
+  told) exit 143 ;;
+  crash) kill -s KILL $PPID $$ ;;
+  finish | flaky) exit 0 ;;
+esac
+while :; do sleep 0.05; done
+"""
+COMMANDS = {  # that installing needs on a host
+    "sudo": "#!/bin/sh\n",
+    "python3.11": f"""#!/bin/bash
+mkdir -p .venv/bin
+printf '#!/bin/sh\\n' > .venv/bin/pip
+cat > .venv/bin/python <<'EOF'
+{TRAINING}EOF
+chmod +x .venv/bin/*
+""",
+}
+
+
+def option(words: list[str], name: str) -> str | None:
+    """Return the value of `--name=value`."""
+    return next((w.split("=", 1)[1] for w in words if w.startswith(f"--{name}=")), None)
+
+
+def resource(cloud: Path, words: list[str]) -> int:
+    """Carry out `queued-resources VERB NAME`; the state is in `$CLOUD/state`."""
+    plan = json.loads((cloud / "plan.json").read_text())
+    state = cloud / "state"
+    verb, name = words[0], words[1]
+    if verb == "list":
+        for other in plan.get("others", []):
+            print(f"projects/p/locations/z/queuedResources/{other}")
+    elif verb == "create":
+        if plan.get("create"):
+            return plan["create"]
+        life = plan["lives"].pop(0)
+        (cloud / "plan.json").write_text(json.dumps(plan))
+        (cloud / "life").write_text(life)
+        (cloud / "name").write_text(name)
+        first = {"never": "SUSPENDED", "refused": "FAILED"}.get(life, "ACTIVE")
+        state.write_text(f"ACCEPTED WAITING_FOR_RESOURCES PROVISIONING {first}")
+        (cloud / "unready").write_text(str(plan.get("unready", 0)))
+        for host in HOSTS:
+            (cloud / "hosts" / host).mkdir(parents=True)
+    elif verb == "describe":
+        if not state.exists() or counted_down(cloud / "outage"):
+            return 1
+        now, *later = state.read_text().split()
+        if (cloud / "suspend").exists():
+            lose(cloud)
+            now, later = "SUSPENDED", []
+        state.write_text(" ".join(later or [now]))
+        print(now)
+    elif verb == "delete":
+        if plan.get("delete"):
+            return plan["delete"]
+        lose(cloud)
+        state.unlink(missing_ok=True)
+    return 0
+
+
+def counted_down(path: Path) -> bool:
+    """Take 1 from the number in a file; return whether there was one to take."""
+    count = int(path.read_text()) if path.exists() else 0
+    path.write_text(str(max(0, count - 1)))
+    return count > 0
+
+
+def lose(cloud: Path) -> None:
+    """Take the hosts away, with all that runs there."""
+    for pid in (cloud / "hosts").glob("*/hiercls_jax/pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+    shutil.rmtree(cloud / "hosts", ignore_errors=True)
+    (cloud / "suspend").unlink(missing_ok=True)
+
+
+def vm(cloud: Path, words: list[str]) -> int:
+    """Carry out `tpu-vm ssh NAME` or `tpu-vm scp FROM TO` on one host or on all."""
+    name, worker = (cloud / "name").read_text(), option(words, "worker")
+    hosts = [cloud / "hosts" / host for host in (HOSTS if worker == "all" else [worker])]
+    if not all(host.is_dir() for host in hosts):
+        return 255
+    if words[0] == "ssh":
+        assert words[1] == name
+        life = (cloud / "life").read_text()
+        if counted_down(cloud / "outage"):
+            return 255
+        if life == "flaky" and "nohup" in option(words, "command"):
+            plan = json.loads((cloud / "plan.json").read_text())
+            (cloud / "outage").write_text(str(plan["outage"]))
+        path = f"{cloud / 'commands'}:{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "LIFE": life}
+        command = ["bash", "-c", option(words, "command")]
+        return max(
+            subprocess.run(command, cwd=host, env=environment, stdin=subprocess.DEVNULL).returncode
+            for host in hosts
+        )
+    source, target = words[1:3]
+    if source.startswith(f"{name}:"):
+        shutil.copyfile(hosts[0] / source.removeprefix(f"{name}:"), target)
+        if (cloud / "life").read_text() == "preempt":
+            (cloud / "suspend").touch()
+    elif counted_down(cloud / "unready"):
+        return 255
+    else:
+        for host in hosts:
+            shutil.copyfile(source, host / target.removeprefix(f"{name}:"))
+    return 0
+
+
+def main() -> int:
+    """Record the call and carry it out."""
+    cloud, words = Path(os.environ["CLOUD"]), sys.argv[1:]
+    with open(cloud / "calls.jsonl", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(words) + "\n")
+    assert words[:2] == ["compute", "tpus"]
+    return {"queued-resources": resource, "tpu-vm": vm}[words[2]](cloud, words[3:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
