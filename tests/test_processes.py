@@ -3,13 +3,27 @@
 import contextlib
 import json
 import os
+import re
 import signal
+import socket
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from test_resume import STEPS, final_state, finish, images, records, start, wait_for_step
+from test_resume import (
+    STEPS,
+    final_state,
+    finish,
+    images,
+    records,
+    saved_steps,
+    start,
+    wait_for_step,
+)
+
+from hiercls_jax.training.parallel import HEARTBEAT
 
 __all__ = ["images"]  # the fixture
 
@@ -92,3 +106,72 @@ def test_shape_does_not_change_predictions(runs, run):
             np.testing.assert_allclose(many[name], one[name], atol=5e-3)
     results = json.loads((runs[run] / "results.json").read_text())
     assert results["steps"] == {"merge1": STEPS}
+
+
+def test_ctrl_c_ends_all_processes_and_saves(images, tmp_path):
+    """SIGINT to local.sh ends each process after the same step, saved; nothing is left running."""
+    process = launch(images, tmp_path / "run", (2, 1))
+    wait_for_step(process, tmp_path / "run", 5)
+    pids = [process_of(tmp_path / "run", i) for i in range(2)]
+    process.send_signal(signal.SIGINT)
+    status, out = finish(process)
+    assert status == 130, out
+    assert not any(Path("/proc", str(pid)).exists() for pid in pids)
+    stops = set(re.findall(r"stopped by SIGINT after step (\d+); saved", out))
+    assert len(stops) == 1, out
+    assert out.count("stopped by SIGINT") == 2
+    assert max(saved_steps(tmp_path / "run")) == int(*stops)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_ends_the_others(images, tmp_path, killed):
+    """Within 10 s, as its connections close; the error says so, and local.sh which one it was."""
+    process = launch(images, tmp_path / "run", (2, 1))
+    wait_for_step(process, tmp_path / "run", 5)
+    os.kill(process_of(tmp_path / "run", killed), signal.SIGKILL)
+    began = time.monotonic()
+    status, out = finish(process)
+    assert time.monotonic() - began < 10
+    assert status not in (0, 130, 143)  # which would ask to be started again
+    assert f"local.sh: process {killed} ended with status 137" in out
+    assert re.search(rf"local.sh: process {1 - killed} ended with status (1|134)$", out, re.M)
+    assert re.search("Connection (reset|closed) by peer|another task died", out), out
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_process_that_answers_no_more_ends_the_others(images, tmp_path, frozen):
+    """One that is frozen, as by a network that is gone, is noticed by its missing heartbeats."""
+    process = launch(images, tmp_path / "run", (2, 1))
+    wait_for_step(process, tmp_path / "run", 5)
+    pids = [process_of(tmp_path / "run", i) for i in range(2)]
+    other = Path("/proc", str(pids[1 - frozen]), "stat")
+    os.kill(pids[frozen], signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        while other.exists() and other.read_text().split()[2] != "Z":
+            assert time.monotonic() - began < HEARTBEAT + 10  # to notice, and to end
+            time.sleep(0.1)
+    finally:
+        os.kill(pids[frozen], signal.SIGKILL)
+        status, out = finish(process)
+    assert f"local.sh: process {1 - frozen} ended with status 134" in out  # by JAX, not by Python
+    assert "another task died" in out
+
+
+def test_slurm_says_who_trains_with_whom(images, tmp_path):
+    """What Slurm sets for each task is all that `--distributed` needs: two train together."""
+    with socket.socket() as probe:  # JAX takes port 61440 and the job's number modulo 4096
+        for job in range(os.getpid(), os.getpid() + 4096):
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", 61440 + job % 4096))
+                break
+    srun = """for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & tasks+=($!); done
+              status=0; for task in "${tasks[@]}"; do wait $task || status=$?; done; exit $status"""
+    variables = [f"SLURM_JOB_ID={job}", "SLURM_NTASKS=2", "SLURM_STEP_NODELIST=localhost"]
+    prefix = ["env", *variables, "bash", "-c", srun, "srun"]
+    flags = ["--config.run.cpu_devices=1", "--distributed", "--config.train.epochs=1"]
+    status, out = finish(start(images, tmp_path / "run", *flags, prefix=prefix))
+    assert status == 0, out
+    assert out.count("2 x cpu in 2 processes; workdir") == 1
+    assert (tmp_path / "run" / "results.json").exists()
