@@ -11,7 +11,7 @@ fails, and `lives` what becomes of each slice in turn:
     crash           the training is gone without a status, as by another one
     flaky           it ends well, but from its start on `outage` calls fail
     forever         the training goes on until it is told to stop
-    preempt         it does too, but when it has been fetched once, the slice is suspended
+    preempt         it does too, but after `fetches` (1) fetches the slice is suspended
     never           the slice is suspended before it is active
     refused         the request fails
 """
@@ -76,6 +76,7 @@ def resource(cloud: Path, words: list[str]) -> int:
         first = {"never": "SUSPENDED", "refused": "FAILED"}.get(life, "ACTIVE")
         state.write_text(f"ACCEPTED WAITING_FOR_RESOURCES PROVISIONING {first}")
         (cloud / "unready").write_text(str(plan.get("unready", 0)))
+        (cloud / "fetches").write_text(str(plan.get("fetches", 1) - 1))
         for host in HOSTS:
             (cloud / "hosts" / host).mkdir(parents=True)
     elif verb == "describe":
@@ -135,7 +136,8 @@ def vm(cloud: Path, words: list[str]) -> int:
     source, target = words[1:3]
     if source.startswith(f"{name}:"):
         shutil.copyfile(hosts[0] / source.removeprefix(f"{name}:"), target)
-        if (cloud / "life").read_text() == "preempt":
+        last = not counted_down(cloud / "fetches")
+        if last and (cloud / "life").read_text() == "preempt":
             (cloud / "suspend").touch()
     elif counted_down(cloud / "unready"):
         return 255

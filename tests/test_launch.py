@@ -224,7 +224,7 @@ def test_a_preempted_slice_is_recreated_and_goes_on_from_what_was_fetched(cloud)
 
 def test_the_log_is_shown_once(cloud):
     """What the first host logs is printed once, though it is asked for again and again."""
-    status, out, error = cloud.run(plan={"lives": ["preempt", "finish"]})
+    status, out, error = cloud.run(plan={"lives": ["preempt", "finish"], "fetches": 3})
     assert status == 0, error
     assert out.splitlines().count("argument: --distributed") == 2  # one a start
 
