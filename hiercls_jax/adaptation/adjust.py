@@ -13,10 +13,13 @@ negative for α in [0, 2], where (1-α) P + α target cancels to small negative 
 and dividing p_fine by q before anything else neither overflows nor loses mass when q is tiny.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hiercls_jax.adaptation.layout import classes_first
 from hiercls_jax.hierarchy import check_parents
 
 EMPTY_RULES = ("preserve", "literal")
@@ -63,26 +66,24 @@ def adjust(p_coarse, p_fine, s, alpha, *, empty: str = "preserve") -> tuple[jax.
     """
     if empty not in EMPTY_RULES:
         raise ValueError(f"empty={empty!r} is not one of {EMPTY_RULES}")
-    return _adjust(*checked(p_coarse, p_fine, s, alpha), literal=empty != "preserve")
+    run = _adjust if empty == "preserve" else _adjust_literally
+    return run(*checked(p_coarse, p_fine, s, alpha))
 
 
-@jax.jit(static_argnames="literal")
-def _adjust(p_coarse, p_fine, s, alpha, literal):
-    num_coarse = p_coarse.shape[-1]
-    lead = jnp.broadcast_shapes(p_coarse.shape[:-1], alpha.shape)
-
-    def classes_first(x):  # a segment sum over the leading axis is vectorised over the samples
-        return jnp.moveaxis(x.reshape((1,) * (len(lead) - x.ndim + 1) + x.shape), -1, 0)
-
-    p_coarse, p_fine = classes_first(p_coarse), classes_first(p_fine)
-    beta = classes_first(alpha[..., None]) / 2
+def _algorithm_1(levels, s, literal):
+    p_coarse, p_fine, alpha = levels
+    beta, num_coarse = alpha / 2, len(p_coarse)
     q = jax.ops.segment_sum(p_fine, s, num_coarse)
     coarse = (1 - beta) * p_coarse + beta * q
     fine = (1 - beta) * p_fine + beta * (share_of_group(p_fine, s, num_coarse) * p_coarse[s])
     if literal:
         n = _group_sizes(s, num_coarse, q)
         fine = jnp.where(_empty(q)[s], (coarse / n)[s], fine)
-    return jnp.moveaxis(coarse, 0, -1), jnp.moveaxis(fine, 0, -1)
+    return coarse, fine
+
+
+_adjust = classes_first(partial(_algorithm_1, literal=False))
+_adjust_literally = classes_first(partial(_algorithm_1, literal=True))
 
 
 def share_of_group(mass, s, num_groups: int):
@@ -126,7 +127,7 @@ def _share_jvp(primals, tangents):
 
 
 def checked(p_coarse, p_fine, s, alpha) -> tuple:
-    """Return the arguments of `adjust` as arrays of one dtype, after all possible checks."""
+    """Return the arguments of `adjust` as ((p_coarse, p_fine, alpha `[..., 1]`), s), checked."""
     p_coarse, p_fine = jnp.asarray(p_coarse), jnp.asarray(p_fine)
     dtype = jnp.promote_types(jnp.result_type(p_coarse, p_fine), jnp.float32)
     _check_alpha(alpha)
@@ -134,7 +135,7 @@ def checked(p_coarse, p_fine, s, alpha) -> tuple:
     _check_shapes(p_coarse.shape, p_fine.shape, np.shape(s), alpha.shape)
     if not isinstance(s, jax.core.Tracer):
         s = check_parents(s, p_coarse.shape[-1], "s (the coarse class of each fine class)")
-    return p_coarse.astype(dtype), p_fine.astype(dtype), s, alpha
+    return (p_coarse.astype(dtype), p_fine.astype(dtype), alpha[..., None]), s
 
 
 def _check_alpha(alpha) -> None:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from hiercls_jax.adaptation.adjust import checked, share_of_group
+from hiercls_jax.adaptation.layout import classes_first
 
 
 def adjust_incomplete(p_coarse, p_fine, s, alpha) -> tuple[jax.Array, jax.Array]:
@@ -107,30 +108,38 @@ def adjust_multilabel(
     >>> coarse.tolist(), fine.tolist()
     ([0.5, 0.75], [0.5, 0.375, 0.75])
     """
-    return _multilabel(*checked(p_coarse, p_fine, s, alpha), exhaustive=exhaustive)
+    return (_exhaustive if exhaustive else _multilabel)(*checked(p_coarse, p_fine, s, alpha))
 
 
-@jax.jit
-def _incomplete(p_coarse, p_fine, s, alpha):
-    p, f, beta = _classes_first(p_coarse, p_fine, alpha)
+@classes_first
+def _incomplete(levels, s):
+    p, f, alpha = levels
     q = jax.ops.segment_sum(f, s, len(p))
-    return _classes_last(_algorithm_1(q > p, p, f, q, s, beta))
+    return _algorithm_1(q > p, p, f, q, s, alpha / 2)
 
 
-@jax.jit(static_argnames="exhaustive")
-def _multilabel(p_coarse, p_fine, s, alpha, exhaustive):
-    p, f, beta = _classes_first(p_coarse, p_fine, alpha)
-    coarse, fine = p, f
-    if exhaustive:
-        q = jax.ops.segment_sum(f, s, len(p))
-        coarse, fine = _algorithm_1(p > q, p, f, q, s, beta)
+@classes_first
+def _multilabel(levels, s):
+    p, f, alpha = levels
+    return _lower(p, f, p, f, s, alpha / 2)
+
+
+@classes_first
+def _exhaustive(levels, s):
+    p, f, alpha = levels
+    q = jax.ops.segment_sum(f, s, len(p))
+    return _lower(p, f, *_algorithm_1(p > q, p, f, q, s, alpha / 2), s, alpha / 2)
+
+
+def _lower(p, f, coarse, fine, s, beta):
+    """Pull a group's probability and its greatest fine ones together where one is above it."""
     m = jax.ops.segment_max(f, s, len(p))
     excess = m > p
     # (1-α) f + α t with 2t = p + m, all terms positive: near α = 2 the other form cancels.
     lowered = _mix(f, p[s] + (m[s] - f), beta)
     coarse = jnp.where(excess, _mix(p, m, beta), coarse)
     fine = jnp.where(excess[s] & (f > (p + m)[s] / 2), lowered, fine)
-    return _classes_last((coarse, fine))
+    return coarse, fine
 
 
 def _algorithm_1(where, p, f, q, s, beta):
@@ -142,17 +151,3 @@ def _algorithm_1(where, p, f, q, s, beta):
 
 def _mix(x, y, beta):
     return (1 - beta) * x + beta * y
-
-
-def _classes_first(p_coarse, p_fine, alpha):
-    """Both levels and β = α/2 with the classes as leading axis, of one rank."""
-    lead = jnp.broadcast_shapes(p_coarse.shape[:-1], alpha.shape)
-
-    def classes_first(x):  # a segment sum over the leading axis is vectorised over the samples
-        return jnp.moveaxis(x.reshape((1,) * (len(lead) - x.ndim + 1) + x.shape), -1, 0)
-
-    return classes_first(p_coarse), classes_first(p_fine), classes_first(alpha[..., None]) / 2
-
-
-def _classes_last(levels):
-    return tuple(jnp.moveaxis(p, 0, -1) for p in levels)

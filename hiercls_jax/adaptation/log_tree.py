@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hiercls_jax.adaptation.layout import classes_first
 from hiercls_jax.adaptation.tree import (
     Arithmetic,
     check_levels,
     checked,
-    classes_first,
     column,
     leaves,
     others,

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hiercls_jax.adaptation.adjust import share_of_group
+from hiercls_jax.adaptation.layout import classes_first
 from hiercls_jax.adaptation.log_tree import log_group_sum, safe_log
 from hiercls_jax.adaptation.tree import (
     check_levels,
     check_weights,
-    classes_first,
     coherent_target,
     column,
     largest_alpha,

@@ -23,7 +23,6 @@ below(v) = P_l(v) Σ_{k>l} w_k there, and m(v) = P_l(v) Σ_{k≥l} w_k.
 
 import operator
 from collections.abc import Callable, Sequence
-from functools import wraps
 from typing import NamedTuple
 
 import jax
@@ -31,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hiercls_jax.adaptation.adjust import share_of_group
+from hiercls_jax.adaptation.layout import classes_first
 from hiercls_jax.hierarchy import Hierarchy
 
 # What callers that check values allow a level's sum to differ from 1: a softmax over 1,000 classes
@@ -196,21 +196,6 @@ def others(levels, parents, is_leaf, weights, arithmetic: Arithmetic) -> list[ja
 def column(x, like):
     """Return `x`, `[N]`, as `[N, 1, ...]` of the rank of `like`."""
     return jnp.reshape(x, (-1,) + (1,) * (like.ndim - 1))
-
-
-def classes_first(passes: Callable) -> Callable:
-    """Compile `passes(levels, ...) -> levels`, written for classes first, for classes last.
-
-    A segment sum over the leading axis is vectorised over the samples.
-    """
-
-    @jax.jit
-    @wraps(passes)
-    def compiled(levels, *args):
-        results = passes([jnp.moveaxis(p, -1, 0) for p in levels], *args)
-        return tuple(jnp.moveaxis(p, 0, -1) for p in results)
-
-    return compiled
 
 
 @classes_first
