@@ -8,10 +8,16 @@ The same command again resumes what was stopped. Exit status: 0 finished, 1 an e
 line explains, 2 a wrong command line, 143 stopped by SIGTERM and saved, 130 by Ctrl-C likewise.
 """
 
+import sys
+
+from hiercls_jax import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart(sys.argv)  # before the imports below, which take seconds
+
 import json
 import os
 import re
-import sys
 import traceback
 
 from absl import app, flags, logging
@@ -41,6 +47,12 @@ DISTRIBUTED = flags.DEFINE_bool(
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train together.", 1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
+flags.DEFINE_bool(
+    "huge_pages",
+    True,
+    "On a CPU under Linux: restart once, so that malloc takes large arrays from huge pages. "
+    "--nohuge_pages turns it off.",
+)
 JSON = flags.DEFINE_bool("json", False, "With --mode=summary: print JSON.")
 
 

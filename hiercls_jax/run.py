@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from hiercls_jax import experiment
+from hiercls_jax import experiment, huge_pages
 from hiercls_jax.data.dataset import Dataset, Split, cache_folder
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import predictions, report
@@ -203,10 +203,12 @@ def _trained(network: experiment.Network, data: Dataset, resume: bool) -> tuple[
 
 def _start_line(config: ConfigDict, data: Dataset) -> str:
     validation = 0 if data.validation is None else len(data.validation)
+    pages = " with huge pages" if huge_pages.in_use() else ""
     return (
         f"{config.variant}: {config.model.arch} on {data.name}: {len(data.train):,} images to "
         f"train on, {validation:,} to tune alpha on, {len(data.test):,} to test on; "
-        f"{config.train.epochs} epochs on {parallel.describe_devices()}; workdir {config.workdir}"
+        f"{config.train.epochs} epochs on {parallel.describe_devices()}{pages}; "
+        f"workdir {config.workdir}"
     )
 
 
