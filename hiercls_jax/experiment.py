@@ -94,6 +94,7 @@ PRESETS = {
     },
 }
 
+DTYPES = ("float32", "bfloat16")
 ARGUMENTS = {"arch": str, "dataset": str, "seed": int, "epochs": int, "batch": int}
 
 
@@ -127,6 +128,7 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.variant = name  # separate, merge0, merge1, merge2 or merge3
     config.seed = chosen.get("seed", 0)  # of initial values, order of images and augmentation
+    config.dtype = "float32"  # or bfloat16: in which the network computes; all else is float32
     config.workdir = str(Path("runs") / label)  # all that a run writes goes here
 
     config.model = ConfigDict({"arch": arch, **model})  # the architecture and its own options
@@ -183,6 +185,8 @@ def check(config: ConfigDict) -> None:
     _family(config)
     if config.variant not in VARIANTS:
         raise ConfigError(f"variant '{config.variant}' is not one of {', '.join(VARIANTS)}")
+    if config.dtype not in DTYPES:
+        raise ConfigError(f"dtype '{config.dtype}' is not one of {', '.join(DTYPES)}")
     kind, _, name = config.data.dataset.partition(":")
     if not (name if kind == "tfds" else config.data.dataset in ("embedded", "cifar100", "folder")):
         raise ConfigError(
@@ -372,6 +376,7 @@ def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[N
             std=std,
             key=augment_key,
             augment=config.data.augment,
+            dtype=config.dtype,
         )
         schedule = Schedule(
             epochs=config.train.epochs,

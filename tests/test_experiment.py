@@ -144,6 +144,7 @@ def test_a_config_is_locked():
     ("fields", "message"),
     [
         ({"variant": "merge4"}, "variant 'merge4' is not one of separate, merge0"),
+        ({"dtype": "float16"}, "dtype 'float16' is not one of float32, bfloat16"),
         ({"model__arch": "resnet12"}, r"resnet12: .* depth 9n \+ 2"),
         ({"model__arch": "vgg16"}, "unknown arch 'vgg16'"),
         ({"model__growth": 3}, "resnet164 has no option 'growth'; it has width, stem_stride"),

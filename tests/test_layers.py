@@ -98,6 +98,29 @@ def test_norm_relu_equals_flax(dtype):
     assert_close(grads, wanted, dtype)
 
 
+def test_bfloat16_images_are_normalised_in_float32():
+    """All but the result and the images' gradient is float32, as from the same images in float32.
+
+    To the last bit: the statistics; to bfloat16's 8 bits: the result and its gradient.
+    """
+    x, weights, scale, bias = data("float32")
+    x = x.astype(jnp.bfloat16)
+
+    def loss(x, scale, bias):
+        y, mean, var = norm_relu(x, scale, bias)
+        return jnp.sum(weights * y), (y, mean, var)
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+    (_, (y, *statistics)), (dx, *gradients) = run(x, scale, bias)
+    (_, (y32, *statistics32)), (dx32, *gradients32) = run(x.astype("float32"), scale, bias)
+    assert (y.dtype, dx.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    assert_close(statistics, statistics32, "float32")
+    for narrow, wide in zip((y, dx, *gradients), (y32, dx32, *gradients32), strict=True):
+        size = np.abs(wide).max()
+        np.testing.assert_allclose(narrow.astype("float32"), wide, rtol=2**-7, atol=size * 2**-8)
+    assert all(a.dtype == jnp.float32 for a in gradients)
+
+
 def test_prediction_uses_the_running_statistics(dtype):
     """In evaluation NormRelu is flax's BatchNorm on running averages, and changes none."""
     x, _, scale, bias = data(dtype)

@@ -84,6 +84,17 @@ def test_metrics_are_sums_over_the_global_batch(runs):
         assert record["loss"] == pytest.approx(total, rel=1e-6)
 
 
+def test_bfloat16_computes_and_float32_remembers(runs):
+    """The state stays float32; losses are float32's to two digits, and not to four."""
+    state, records = run_on(1, task(dtype="bfloat16"))
+    wanted, wanted_records = runs[1]
+    types = jax.tree.map(lambda x: x.dtype, (state, wanted))
+    assert types[0] == types[1]
+    losses, wide = ([record["loss"] for record in run] for run in (records, wanted_records))
+    np.testing.assert_allclose(losses, wide, rtol=0.02)
+    assert np.abs(np.divide(losses, wide) - 1).max() > 1e-4
+
+
 def test_loss_weights_scale_each_level():
     """A weight of 0 on coarse leaves its branch without loss gradient; only L2 moves it."""
     still = task(recipe=Recipe(weight_decay=0.0))

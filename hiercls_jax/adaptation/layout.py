@@ -34,7 +34,8 @@ def classes_first(passes: Callable) -> Callable:
 
         lead = jnp.broadcast_shapes(*(p.shape[:-1] for p in levels))
         levels = [jnp.broadcast_to(p, lead + p.shape[-1:]) for p in levels]
-        if math.prod(lead) <= BLOCK:
+        symbolic = not all(isinstance(n, int) for n in lead)  # while a program is exported
+        if symbolic or math.prod(lead) <= BLOCK:
             return block(levels)
         by_blocks = partial(_by_blocks, block, lead)
         return lax.platform_dependent(levels, cpu=by_blocks, default=block)

@@ -74,13 +74,13 @@ class Segment(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         pieces = self.family.pieces(self.axis_name)
-        cut = _shared_pieces(len(pieces), self.merge)
+        cut = shared_pieces(len(pieces), self.merge)
         for piece in pieces[:cut] if self.classes is None else pieces[cut:]:
             x = piece(x, train)
         return x if self.classes is None else Classifier(self.classes, name="classifier")(x)
 
 
-def _shared_pieces(count: int, merge: int) -> int:
+def shared_pieces(count: int, merge: int) -> int:
     """Return how many of `count` pieces are shared: none, the stem and `merge` stages, or all."""
     stages = count - 2
     if not 0 <= merge <= stages:

@@ -31,6 +31,7 @@ class Task:
       mean, std: float32 `[3]`, of the training images in [0, 255].
       key: random key that augmentation is drawn from.
       augment: whether training images are flipped and cropped at random.
+      dtype: in which the network computes; parameters, statistics and loss are float32.
     """
 
     network: Branched
@@ -41,6 +42,7 @@ class Task:
     std: np.ndarray
     key: Any
     augment: bool = True
+    dtype: str = "float32"
 
 
 def make_train_step(task: Task) -> Callable[[State, dict], tuple[State, dict]]:
@@ -61,7 +63,7 @@ def make_train_step(task: Task) -> Callable[[State, dict], tuple[State, dict]]:
         def loss_fn(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = task.network.apply(
-                variables, images, train=True, mutable=["batch_stats"]
+                variables, images.astype(task.dtype), train=True, mutable=["batch_stats"]
             )
             losses = level_losses(logits, labels)
             return summed_loss(losses, task.weights), (losses, logits, updated["batch_stats"])
@@ -92,7 +94,7 @@ def make_predict_step(task: Task) -> Callable[[State, dict], tuple[jax.Array, di
     axis_name = task.network.axis_name
 
     def step(state: State, batch: dict) -> tuple[jax.Array, dict]:
-        images = standardise(batch["images"], task.mean, task.std)
+        images = standardise(batch["images"], task.mean, task.std).astype(task.dtype)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits = task.network.apply(variables, images, train=False)
         probs = {level: jax.nn.softmax(z.astype(jnp.float32)) for level, z in logits.items()}
