@@ -64,7 +64,6 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     command, *_ = argv
     values = flags.FlagValues()  # the command's own: other modules' flags are not accepted here
-    values.set_gnu_getopt(True)  # flags may stand behind files
     required = ["workdir"]
 
     def define(kind, name, default, text):
