@@ -18,16 +18,24 @@ hiercls_jax: hierarchical image classification with merged networks and test-tim
   python -m hiercls_jax adapt --hierarchy=h.json --coarse=pc.npy --fine=pf.npy --out=DIR
       adapt the probabilities of any classifier, from .npy, .npz, CSV or Parquet
   python -m hiercls_jax adapt --help
-      all its flags"""
+      all its flags
+  python -m hiercls_jax predict --workdir=runs/merge1-quick image.png
+      what a trained network sees in image files, with and without adaptation
+  python -m hiercls_jax export --workdir=runs/merge1-quick --out=model.stablehlo
+      a trained network, adaptation included, as one file that JAX alone can run
+  python -m hiercls_jax predict --help
+      all flags of both"""
 
 
 def main(argv: list[str]) -> int:
     """Run the command that is named, or list the commands."""
-    if argv[1:2] == ["adapt"]:
-        from hiercls_jax import adapt
-
+    if argv[1:2] in (["adapt"], ["predict"], ["export"]):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
-        return adapt.main(argv[1:])
+        if argv[1] == "adapt":
+            from hiercls_jax import adapt as command
+        else:
+            from hiercls_jax import predict as command
+        return command.main(argv[1:])
     if argv[1:] in ([], ["--help"]):
         print(COMMANDS)
         return 0

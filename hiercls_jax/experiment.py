@@ -270,6 +270,18 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def unflatten(flat: Mapping[str, Any]) -> ConfigDict:
+    """Undo `flatten`, but for tuples, which JSON made lists."""
+    nested = {}
+    for field, value in flat.items():
+        *path, name = field.split(".")
+        part = nested
+        for key in path:
+            part = part.setdefault(key, {})
+        part[name] = value
+    return ConfigDict(nested)
+
+
 def identity(config: ConfigDict) -> dict[str, Any]:
     """Return the fields that determine a run's result: all but where and how it is carried out."""
     return {
@@ -385,10 +397,14 @@ def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[N
             log_every=config.run.log_every,
             save_minutes=config.run.save_minutes,
         )
-        separate = VARIANTS[config.variant] is None
-        folder = Path(config.workdir) / (name if separate else "")
+        folder = network_folder(config, config.workdir, name)
         built.append(Network(name, folder, task, init_key, schedule))
     return built
+
+
+def network_folder(config: ConfigDict, workdir, name: str) -> Path:
+    """Return where the network `name` of a run keeps its checkpoints: separate ones each apart."""
+    return Path(workdir) / (name if VARIANTS[config.variant] is None else "")
 
 
 def load_hierarchy(config: ConfigDict) -> Hierarchy:

@@ -85,6 +85,11 @@ def run(
         "command": shlex.join(["python", "-m", "hiercls_jax.main", *command]),
         "config": experiment.flatten(config),
         "parameters": sum(leaf.size for state in states.values() for leaf in _leaves(state)),
+        "input": {  # what a predictor needs to know of the images that the networks learned from
+            "shape": list(data.train.images.shape[1:]),
+            "mean": networks[0].task.mean.tolist(),
+            "std": networks[0].task.std.tolist(),
+        },
         "steps": {name: int(state.step) for name, state in states.items()},
         "finished": all(
             int(states[n.name].step) == n.schedule.total_steps(len(data.train)) for n in networks
@@ -160,7 +165,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     try:
         if not path.exists():
             return
-        before = dict(json.loads(path.read_text()))
+        before = {"dtype": "float32", **json.loads(path.read_text())}  # older runs do not say
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"workdir {workdir} cannot be used: {error}") from error
     now = json.loads(json.dumps(identity))

@@ -1,10 +1,12 @@
 """What several tests train: a tiny data set and a tiny merged network."""
 
 import dataclasses
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
+from PIL import Image
 
 from hiercls_jax import Hierarchy
 from hiercls_jax.data.dataset import Split
@@ -74,6 +76,17 @@ def split(count: int, seed: int = 0, size: int = 8) -> Split:
     labels = np.arange(count, dtype=np.int32) % 4
     images = rng.integers(0, 64, (count, size, size, 3)) + 60 * labels[:, None, None, None]
     return Split(images.astype(np.uint8), labels)
+
+
+def image_folder(root: Path, **counts: int) -> Path:
+    """Write an image folder with so many images in each split, of all four classes."""
+    for name, count in counts.items():
+        data = split(count, seed=len(name))
+        for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            folder = root / name / HIERARCHY.names[1][label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i:03}.png")
+    return root
 
 
 def task(merge: int = 1, hierarchy: Hierarchy = HIERARCHY, **changes) -> Task:

@@ -1,6 +1,7 @@
 """Configs: what they are without arguments, how arguments compose, and what is refused."""
 
 import dataclasses
+import json
 import runpy
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from hiercls_jax import experiment
 from hiercls_jax.data import cifar100, embedded
 from hiercls_jax.data.dataset import Split
 from hiercls_jax.errors import UserError
-from hiercls_jax.experiment import ConfigError, check, check_devices, compose, flatten, identity
+from hiercls_jax.experiment import (
+    ConfigError,
+    check,
+    check_devices,
+    compose,
+    flatten,
+    identity,
+    unflatten,
+)
 from hiercls_jax.models import registry
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -55,6 +64,14 @@ def test_each_config_file_is_the_paper_s_experiment(name):
     }  # fmt: skip
     assert expected.items() <= flat.items()
     assert {key: flat[f"optimizer.{key}"] for key in config.optimizer} == RESNET
+
+
+def test_what_a_run_recorded_is_its_config():
+    """`unflatten` undoes `flatten`, through JSON too, in which tuples are lists."""
+    flat = flatten(compose("merge1", "cpu,seed=3")) | {"optimizer.decay_at": [0.5, 0.75]}
+    found = unflatten(json.loads(json.dumps(flat)))
+    assert flatten(found) == flat
+    assert (found.model.arch, found.data.dir, found.seed) == ("resnet20", None, 3)
 
 
 def test_there_is_a_config_file_for_each_variant():

@@ -15,7 +15,6 @@ import pytest
 import small
 from absl import flags
 from absl.testing import flagsaver
-from PIL import Image
 
 from hiercls_jax import main, run
 from hiercls_jax.evaluation import predictions
@@ -148,13 +147,7 @@ def test_what_stops_a_run_is_one_line(command, monkeypatch, raised, status, mess
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """An image folder of four classes, 64 training and 20 test images, and its hierarchy."""
-    root = tmp_path_factory.mktemp("images")
-    for name, count in (("train", 64), ("test", 20)):
-        data = small.split(count, seed=len(name))
-        for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
-            folder = root / name / small.HIERARCHY.names[1][label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(folder / f"{i:03}.png")
+    root = small.image_folder(tmp_path_factory.mktemp("images"), train=64, test=20)
     small.HIERARCHY.to_json(root / "tree.json")
     return root
 

@@ -12,7 +12,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import small
-from PIL import Image
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "merge1.py"
@@ -22,13 +21,7 @@ STEPS = 36  # four epochs of nine steps
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """An image folder of four classes, 24 training and 5 test images each, and its hierarchy."""
-    root = tmp_path_factory.mktemp("images")
-    for name, count in (("train", 96), ("test", 20)):
-        data = small.split(count, seed=len(name))
-        for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
-            folder = root / name / small.HIERARCHY.names[1][label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(folder / f"{i:03}.png")
+    root = small.image_folder(tmp_path_factory.mktemp("images"), train=96, test=20)
     (root / "tree.csv").write_text(
         "class,parent\nblack,dark\ngrey,dark\nsilver,light\nwhite,light\n"
     )

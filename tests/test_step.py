@@ -1,5 +1,7 @@
 """The training step, the prediction step, and what they do on several devices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,13 +127,17 @@ def test_resident_and_host_fed_batches_train_alike():
 
 @pytest.mark.parametrize("batch", [4, 12, 64])
 def test_predictions_do_not_depend_on_the_batch(batch):
-    """Each of 50 images is predicted exactly once, alike for every batch size, and sums to 1."""
-    a_task = task()
+    """Each of 50 images is predicted exactly once, alike for every batch size, and sums to 1.
+
+    Levels come coarsest first, also where their names are in another order.
+    """
+    a_task = task(hierarchy=dataclasses.replace(HIERARCHY, levels=("tone", "colour")))
     state = create(a_task.network, a_task.optimizer, jax.random.key(1), SHAPE)
     state = parallel.replicate(jax.device_get(state))
     expected = Predictor(a_task, 8)(state, split(50))
     found = Predictor(a_task, batch)(state, split(50))
-    for level, size in zip(HIERARCHY.levels, HIERARCHY.sizes, strict=True):
+    assert list(found) == ["tone", "colour"]
+    for level, size in zip(found, HIERARCHY.sizes, strict=True):
         assert found[level].shape == (50, size)
         assert found[level].dtype == np.float32
         np.testing.assert_allclose(found[level], expected[level], atol=1e-6)  # float32 sums

@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,28 @@ def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
     return cached("folder", fingerprint, build)
 
 
+def read_files(paths: Sequence, shape: tuple[int, int]) -> np.ndarray:
+    """Read image files as `read` does: upright, RGB, resized; each is named by its path.
+
+    Args:
+      paths: N files.
+      shape: the height and width to resize to, pixels.
+
+    Returns:
+      uint8 `[N, *shape, 3]`.
+
+    Raises:
+      DataError: for a file that is not there or cannot be read, naming it.
+    """
+    images = np.empty((len(paths), *shape, 3), np.uint8)
+    with strict_pillow():
+        for i, path in enumerate(paths):
+            if not Path(path).is_file():
+                raise DataError(f"there is no image file {path}")
+            images[i] = rgb_array(path, path, shape, _FORMATS)
+    return images
+
+
 def check_image_size(image_size) -> None:
     """Raise a DataError unless `image_size` is a positive integer."""
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
@@ -80,13 +103,15 @@ def strict_pillow():
         yield
 
 
-def rgb_array(source, what, image_size: int | None, formats, upright: bool = True) -> np.ndarray:
+def rgb_array(
+    source, what, shape: tuple[int, int] | None, formats, upright: bool = True
+) -> np.ndarray:
     """Decode one image to uint8 `[H, W, 3]`; call it inside `strict_pillow()`.
 
     Args:
       source: a path or a binary file.
       what: the image's name in errors.
-      image_size: the height and width to resize to; None keeps the image's own.
+      shape: the height and width to resize to; None keeps the image's own.
       formats: the formats of Pillow that are allowed.
       upright: whether to apply the EXIF orientation.
     """
@@ -100,8 +125,8 @@ def rgb_array(source, what, image_size: int | None, formats, upright: bool = Tru
                 )
             if image.mode != "RGB":
                 image = image.convert("RGB")
-            if image_size is not None and image.size != (image_size, image_size):
-                image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+            if shape is not None and image.size != shape[::-1]:
+                image = image.resize(shape[::-1], Image.Resampling.BILINEAR)
             return np.asarray(image)
     except DataError:
         raise
@@ -112,7 +137,8 @@ def rgb_array(source, what, image_size: int | None, formats, upright: bool = Tru
         ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes.
         raise DataError(
-            f"{what} cannot be read as an image ({error}); repair it or remove it"
+            f"{what} cannot be read as an image, {' or '.join(formats)} ({error}); repair it, "
+            "convert it or remove it"
         ) from error
 
 
@@ -159,8 +185,5 @@ def _some(names) -> str:
 
 
 def _decode(files: list[tuple[Path, int]], image_size: int) -> Split:
-    images = np.empty((len(files), image_size, image_size, 3), np.uint8)
-    with strict_pillow():
-        for i, (path, _) in enumerate(files):
-            images[i] = rgb_array(path, path, image_size, _FORMATS)
+    images = read_files([path for path, _ in files], (image_size, image_size))
     return Split(images, np.array([label for _, label in files], np.int32))

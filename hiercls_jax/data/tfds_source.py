@@ -280,6 +280,7 @@ def _decode(what: str, builder, split: str, image_key: str, label_keys, image_si
         raise DataError(f"{what} has no images; prepare the set again")
     labels = np.empty((count, len(label_keys)), np.int64)
     images = None
+    shape = None if image_size is None else (image_size, image_size)
     with strict_pillow():
         for i, record in enumerate(_records(what, builder, split, count)):
             # TFDS's own parsing of a record takes as long as the decoding of its image.
@@ -295,7 +296,7 @@ def _decode(what: str, builder, split: str, image_key: str, label_keys, image_si
                 ) from error
             # TFDS does not turn images by their EXIF orientation, so neither is it done here.
             called = f"{what}: image {i}"
-            image = rgb_array(io.BytesIO(encoded), called, image_size, _FORMATS, upright=False)
+            image = rgb_array(io.BytesIO(encoded), called, shape, _FORMATS, upright=False)
             if images is None:
                 images = np.empty((count, *image.shape), np.uint8)
             _check_sizes(what, images.shape[1:], image.shape)

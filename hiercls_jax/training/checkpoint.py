@@ -93,6 +93,27 @@ def restore(folder: Path, template: State) -> tuple[State, dict] | None:
     return None
 
 
+def newest_variables(folder: Path) -> tuple[dict, int]:
+    """Return (a network's `params` and `batch_stats`, step) of the newest checkpoint.
+
+    Unlike `restore`, it changes nothing in the folder and takes no other one instead.
+
+    Raises:
+      CheckpointError: where there is no checkpoint, or the newest one is damaged.
+    """
+    found = _steps(folder)
+    fault = _fault(found[-1]) if found else "there is none"
+    if fault is not None:
+        raise CheckpointError(
+            f"the newest checkpoint in {folder} cannot be used ({fault}); put a copy in its place, "
+            "or remove the run's results.json and give its command again, which goes on from the "
+            "one before, if any"
+        )
+    with _checkpointer() as checkpointer:
+        state = checkpointer.restore(found[-1].absolute() / "arrays")
+    return {name: state[name] for name in ("params", "batch_stats")}, int(state["step"])
+
+
 def pack(restored: tuple[State, dict] | None) -> bytes:
     """Return what `restore` returned as bytes, to be sent to another process."""
     if restored is None:

@@ -276,6 +276,8 @@ class Predictor:
     def __init__(self, task: Task, batch: int):
         self._step = parallel.pmap(fed(make_predict_step(task)))
         self._batch = batch
+        # In this order, coarsest first; JAX sorts the names in what a step returns.
+        self._levels = [level for level, _ in task.network.heads]
 
     def __call__(self, replicated: State, split: Split) -> dict[str, np.ndarray]:
         """Return probabilities float32 `[N, classes]` by level name, in the order of `split`."""
@@ -285,7 +287,7 @@ class Predictor:
             positions, probs = parallel.unreplicate(self._step(replicated, feed(indices)))
             counted = np.argsort(positions)[:count]
             parts.append({level: p[counted] for level, p in probs.items()})
-        result = {level: np.concatenate([part[level] for part in parts]) for level in parts[0]}
+        result = {level: np.concatenate([part[level] for part in parts]) for level in self._levels}
         for level, p in result.items():
             assert len(p) == len(split), f"{level}: predicted {len(p)} of {len(split)} images"
         return result

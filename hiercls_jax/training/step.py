@@ -94,13 +94,30 @@ def make_predict_step(task: Task) -> Callable[[State, dict], tuple[jax.Array, di
     axis_name = task.network.axis_name
 
     def step(state: State, batch: dict) -> tuple[jax.Array, dict]:
-        images = standardise(batch["images"], task.mean, task.std).astype(task.dtype)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits = task.network.apply(variables, images, train=False)
-        probs = {level: jax.nn.softmax(z.astype(jnp.float32)) for level, z in logits.items()}
+        probs = probabilities(
+            task.network, variables, batch["images"], task.mean, task.std, task.dtype
+        )
         found = batch["positions"], probs
         if axis_name is not None:
             found = lax.all_gather(found, axis_name, tiled=True)
         return found
 
     return step
+
+
+def probabilities(
+    network: Branched, variables: dict, images, mean, std, dtype: str
+) -> dict[str, jax.Array]:
+    """Return float32 `[N, classes]` by level name for images uint8 `[N, H, W, 3]`.
+
+    Args:
+      network: predicts one level per head.
+      variables: its `params` and `batch_stats`.
+      images: as they are, not standardised.
+      mean, std: float32 `[3]`, of the training images in [0, 255].
+      dtype: in which the network computes.
+    """
+    images = standardise(images, mean, std).astype(dtype)
+    logits = network.apply(variables, images, train=False)
+    return {level: jax.nn.softmax(z.astype(jnp.float32)) for level, z in logits.items()}

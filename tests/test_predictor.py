@@ -1,0 +1,429 @@
+"""A finished run as something to use: `load`, the commands `predict` and `export`, and mistakes.
+
+Tolerance: probabilities are float32 and of at most 1, and another batch size, number of devices or
+number of threads may change the order of their sums (SUM).
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+import hiercls_jax
+from hiercls_jax import __main__, experiment, predictor, run
+from hiercls_jax.adaptation.tree import adjust_tree
+from hiercls_jax.data import folder
+from hiercls_jax.errors import UserError
+from hiercls_jax.evaluation import predictions
+from hiercls_jax.models import registry
+from hiercls_jax.training import checkpoint, parallel
+from hiercls_jax.training.state import create
+
+SUM = 2e-6
+ALPHA = 0.7  # neither 0 nor 1, nor what is tuned on so few images
+# Not in alphabetical order, as JAX sorts what is in a dictionary.
+HIERARCHY = dataclasses.replace(small.HIERARCHY, levels=("tone", "colour"))
+TEST = 20  # images
+
+
+@pytest.fixture(scope="module")
+def cache():
+    """The tests' compilation cache, which programs replace by their own, for the next test."""
+    return jax.config.jax_compilation_cache_dir
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """An image folder, and what `python -m hiercls_jax.main` leaves beside it for two variants."""
+    root = small.image_folder(tmp_path_factory.mktemp("images"), train=64, test=TEST)
+    HIERARCHY.to_json(root / "tree.json")
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _here(root, cache):
+    """The toy family, on the devices that are there, with a cache of its own; no figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry._FAMILIES, "toy", small.Toy)
+        patch.setattr(parallel, "use_cpu_devices", lambda *_: None)
+        patch.setattr(run.report, "draw", lambda *_: None)
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        yield
+
+
+def train(root, variant: str) -> Path:
+    """A finished run, its alpha changed to `ALPHA`."""
+    config = experiment.compose(variant, "arch=toy4,dataset=folder,epochs=1,batch=8")
+    with config.unlocked():
+        config.data.dir, config.data.hierarchy = str(root), str(root / "tree.json")
+        config.data.image_size = 8
+        config.optimizer.warmup_steps = 0
+        config.workdir = str(root / variant)
+    cache = jax.config.jax_compilation_cache_dir
+    run.run(config, True, [f"--config=configs/{variant}.py"])
+    jax.config.update("jax_compilation_cache_dir", cache)
+    change(root / variant, alpha=ALPHA)
+    return root / variant
+
+
+def change(workdir: Path, **values) -> None:
+    """Change `results.json`; None takes a value out."""
+    path = workdir / "results.json"
+    results = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({k: v for k, v in results.items() if v is not None}))
+
+
+@pytest.fixture(scope="module")
+def workdir(root):
+    """A finished run of one merged network."""
+    return train(root, "merge1")
+
+
+@pytest.fixture(scope="module")
+def trained(workdir):
+    """The predictor of it."""
+    return hiercls_jax.load(workdir, batch=8)
+
+
+@pytest.fixture(scope="module")
+def images(root):
+    """The test images as the run read them: uint8 `[20, 8, 8, 3]`."""
+    return folder.read(root, HIERARCHY, 8)["test"].images
+
+
+@pytest.fixture
+def command(capsys, cache):
+    """`command(*arguments)` calls `python -m hiercls_jax`: (exit status, stdout, stderr)."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        status = __main__.main(["hiercls_jax", *map(str, arguments)])
+        jax.config.update("jax_compilation_cache_dir", cache)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def check(trained, workdir, images):
+    """A predictor says of the test images what its run says, and adapts that as `adjust_tree`."""
+    (split,) = (
+        p for name, p in predictions.load(workdir / "predictions.npz", HIERARCHY).items()
+        if name == "test"
+    )  # fmt: skip
+    answer = trained(images)
+    target = adjust_tree(list(split.probs.values()), HIERARCHY, ALPHA)
+    for part in (answer.adapted, answer.unadapted, answer.names):
+        assert list(part) == ["tone", "colour"]
+    for i, level in enumerate(HIERARCHY.levels):
+        np.testing.assert_allclose(answer.unadapted[level], split.probs[level], rtol=0, atol=SUM)
+        np.testing.assert_allclose(answer.adapted[level], target[i], rtol=0, atol=SUM)
+        assert np.abs(answer.adapted[level] - answer.unadapted[level]).max() > 100 * SUM
+        best = [HIERARCHY.names[i][j] for j in answer.adapted[level].argmax(axis=1)]
+        assert answer.names[level].tolist() == best
+
+
+def test_it_says_what_its_run_said(trained, workdir, images):
+    """Probabilities as in `predictions.npz`, adapted with the alpha of `results.json`."""
+    assert (trained.alpha, trained.shape, trained.hierarchy) == (ALPHA, (8, 8, 3), HIERARCHY)
+    check(trained, workdir, images)
+
+
+def test_separate_networks_answer_together(root, images, monkeypatch):
+    """A run of a network per level is one predictor; here of initial values, saved as trained."""
+
+    def untrained(name, task, key, train_split, validation, schedule, folder):
+        state = jax.device_get(create(task.network, task.optimizer, key, images.shape[1:]))
+        meta = {"step": 0, "validation_error": None, "seconds": 1.0}
+        checkpoint.save(folder / "checkpoints", state, meta)
+        return state, meta
+
+    monkeypatch.setattr(run, "train", untrained)
+    workdir = train(root, "separate")
+    check(hiercls_jax.load(workdir), workdir, images)
+
+
+def test_any_number_of_images_compiles_once(trained, images):
+    """No image, one, a batch, and more than that: the same rows, from one compilation."""
+    whole = trained(images)
+    for count in (0, 1, 8, 9):
+        part = trained(images[:count])
+        for level, classes in zip(HIERARCHY.levels, HIERARCHY.sizes, strict=True):
+            assert part.adapted[level].shape == part.unadapted[level].shape == (count, classes)
+            assert part.names[level].tolist() == whole.names[level][:count].tolist()
+            np.testing.assert_array_equal(part.adapted[level], whole.adapted[level][:count])
+    assert trained.forward._cache_size() == 1
+
+
+def test_one_image_has_no_axis_of_images(trained, images):
+    """`[H, W, 3]` in, `[classes]` and a name out: the row of that image in a batch."""
+    one, whole = trained(images[3]), trained(images)
+    for level in HIERARCHY.levels:
+        for got, wanted in ((one.adapted, whole.adapted), (one.unadapted, whole.unadapted)):
+            np.testing.assert_array_equal(got[level], wanted[level][3])
+        assert one.names[level] == whole.names[level][3]
+        assert isinstance(one.names[level], str)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "got"),
+    [
+        ((2, 8, 8, 3), np.float32, r"float32 \[2, 8, 8, 3\]"),
+        ((2, 8, 9, 3), np.uint8, r"uint8 \[2, 8, 9, 3\]"),
+        ((8, 8), np.uint8, r"uint8 \[8, 8\]"),
+        ((1, 2, 8, 8, 3), np.uint8, r"uint8 \[1, 2, 8, 8, 3\]"),
+    ],
+)
+def test_other_images_are_refused(trained, shape, dtype, got):
+    """Another dtype, size or rank is an error that says what is taken."""
+    with pytest.raises(UserError, match=rf"uint8 \[N, 8, 8, 3\] or \[8, 8, 3\]; got {got}"):
+        trained(np.zeros(shape, dtype))
+
+
+def test_files_are_read_as_the_image_folder_is(trained, root, images):
+    """The files of the test split, in the order in which it was read, are the test images."""
+    files = sorted((root / "test").glob("*/*.png"))
+    np.testing.assert_array_equal(trained.read(files), images)
+
+
+def test_files_of_another_size_are_resized(trained, tmp_path):
+    """To height and width as trained, by Pillow's bilinear filter; height is not width."""
+    picture = Image.fromarray(small.split(1, size=32).images[0][:24])
+    picture.save(tmp_path / "a.png")
+    high = dataclasses.replace(trained, shape=(8, 4, 3))
+    wanted = np.asarray(picture.resize((4, 8), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(high.read([tmp_path / "a.png"]), wanted[None])
+
+
+def test_loading_changes_nothing(workdir):
+    """Every file of the workdir is byte for byte as it was, and no other is there."""
+
+    def content():
+        return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+    before = content()
+    hiercls_jax.load(workdir)
+    assert content() == before
+
+
+def damage_checkpoint(copy):
+    (path,) = (copy / "checkpoints").glob("step_*")
+    data = bytearray((path / "meta.json").read_bytes())
+    data[3] ^= 1
+    (path / "meta.json").write_bytes(data)
+
+
+MISTAKES = {
+    "no folder": (shutil.rmtree, "there is no folder .*; give the workdir of a training run"),
+    "not a run": (lambda c: (c / "config.json").unlink(), "is not the workdir .* no config.json"),
+    "not finished": (
+        lambda c: (c / "results.json").unlink(),
+        "no tuned alpha yet, .* its command again, or add --mode=evaluate",
+    ),
+    "broken results": (
+        lambda c: (c / "results.json").write_text("{"),
+        "results.json cannot be read: .* the run's command with --mode=evaluate",
+    ),
+    "older version": (
+        lambda c: change(c, input=None),
+        "does not say of what size .*: python -m hiercls_jax.main --config=configs/merge1.py "
+        "--mode=evaluate",
+    ),
+    "trained on": (
+        lambda c: change(c, steps={"merge1": 3}),
+        "is of step 7, and alpha was tuned at step 3; make them anew",
+    ),
+    "no checkpoint": (
+        lambda c: shutil.rmtree(c / "checkpoints"),
+        "cannot be used .there is none.; put a copy",
+    ),
+    "damaged": (damage_checkpoint, "cannot be used .meta.json does not match its SHA-256.; put"),
+    "no hierarchy": (lambda c: (c / "hierarchy.json").unlink(), "there is no .*hierarchy.json"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_workdir_that_is_not_a_finished_run(workdir, tmp_path, command, mistake):
+    """Whatever is missing, older, damaged or ahead is one line that says what to do."""
+    damage, message = MISTAKES[mistake]
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    damage(copy)
+    status, out, err = command("predict", f"--workdir={copy}", "a.png")
+    assert (status, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    with pytest.raises(UserError, match=message):
+        hiercls_jax.load(copy)
+
+
+def test_a_batch_has_images(workdir):
+    """A batch below 1 is refused."""
+    with pytest.raises(UserError, match="at least 1 image, not 0"):
+        hiercls_jax.load(workdir, batch=0)
+
+
+def first_two(root):
+    return sorted((root / "test").glob("*/*.png"))[:2]
+
+
+def test_the_table_of_guesses(command, workdir, trained, root, images):
+    """Under each file, the classes of each level, most probable first, aligned in two columns."""
+    files = first_two(root)
+    status, out, err = command("predict", *files, f"--workdir={workdir}")
+    assert (status, err) == (0, "")
+    answer = trained(images[:2])
+    lines = out.splitlines()
+    assert lines[0].split("  ")[-1] == "  adapted, alpha = 0.70".strip()
+    wanted = []
+    for i, file in enumerate(files):
+        wanted.append([str(file)])
+        for level, names in zip(HIERARCHY.levels, HIERARCHY.names, strict=True):
+            parts = (answer.unadapted[level][i], answer.adapted[level][i])
+            orders = [sorted(range(len(names)), key=lambda j, p=p: -p[j]) for p in parts]
+            for row in range(min(3, len(names))):
+                cells = [
+                    f"{names[order[row]]} {100 * p[order[row]]:.1f} %"
+                    for p, order in zip(parts, orders, strict=True)
+                ]
+                wanted.append(" ".join([level] * (row == 0) + cells).split())
+    assert [line.split() for line in lines[1:]] == wanted
+    rows = [line for line in lines[1:] if not line.startswith("/")]
+    assert len({tuple(i for i, c in enumerate(line) if c == "%") for line in rows}) == 1
+    assert lines[0].index("adapted, alpha") == rows[0].index(wanted[1][4], 20)
+
+
+def test_the_guesses_as_json(command, workdir, trained, root, images):
+    """`--json`: the same with all digits, by file and level."""
+    files = first_two(root)
+    status, out, err = command("predict", f"--workdir={workdir}", "--json", *files)
+    assert (status, err) == (0, "")
+    found, answer = json.loads(out), trained(images[:2])
+    assert found["alpha"] == ALPHA
+    assert [image["file"] for image in found["images"]] == list(map(str, files))
+    for i, image in enumerate(found["images"]):
+        for kind in ("unadapted", "adapted"):
+            for level, names in zip(HIERARCHY.levels, HIERARCHY.names, strict=True):
+                p = getattr(answer, kind)[level][i]
+                guesses = image[kind][level]
+                got = [guess["probability"] for guess in guesses]
+                np.testing.assert_allclose(got, np.sort(p)[::-1][:3], rtol=0, atol=SUM)
+                best = [names[j] for j in np.argsort(-p, kind="stable")[:3]]
+                assert [guess["class"] for guess in guesses] == best
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["predict", "a.png"], 2, "flag --workdir=None"),
+        (["predict", "WORK"], 2, "no image file is named; see python -m hiercls_jax predict"),
+        (["predict", "WORK", "--out=x", "a.png"], 2, "Unknown command line flag 'out'"),
+        (["predict", "WORK", "none.png"], 1, "there is no image file none.png"),
+        (["predict", "WORK", "."], 1, "there is no image file ."),
+        (["predict", "WORK", "text.png"], 1, "text.png cannot be read as an image, PNG or JPEG"),
+        (["export", "WORK"], 2, "flag --out=None"),
+        (["export", "WORK", "--out=x", "y"], 2, "Unknown command line flag 'y'; see"),
+        (["export", "WORK", "--out=none/x"], 1, "none/x cannot be written: No such file"),
+        (["export", "WORK", "--out=folder"], 1, "folder cannot be written: Is a directory"),
+    ],
+)
+def test_mistakes_are_one_line(command, workdir, tmp_path, monkeypatch, arguments, status, message):
+    """Each ends with its status and a line that says what is wrong; nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "folder").mkdir()
+    words = [f"--workdir={workdir}" if word == "WORK" else word for word in arguments]
+    found, out, err = command(*words)
+    assert (found, out) == (status, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "text.png"]
+
+
+@pytest.mark.parametrize("name", ["predict", "export"])
+def test_help_has_an_example(command, name):
+    """`--help` shows how either command is called, and all flags."""
+    status, out, err = command(name, "--help")
+    assert (status, err) == (0, "")
+    assert f"python -m hiercls_jax {name} --workdir=runs/merge1-quick" in out
+    for flag in ("--workdir", "--[no]json", "--out"):
+        assert flag in out
+
+
+ALONE = """
+import sys
+
+sys.modules |= dict.fromkeys(["hiercls_jax", "flax", "orbax", "optax", "ml_collections"])  # refused
+import numpy as np
+from jax import export
+
+program = export.deserialize(open("model.stablehlo", "rb").read())
+assert program.platforms == ("cpu", "cuda", "tpu"), program.platforms
+assert [str(aval) for aval in program.in_avals] == ["uint8[batch,8,8,3]"], program.in_avals
+images = np.load("images.npy")
+found = {}
+for count in (1, 8, len(images)):
+    for kind, levels in program.call(images[:count]).items():
+        for level, p in levels.items():
+            found[f"{kind}/{level}/{count}"] = p
+np.savez("found.npz", **found)
+"""
+
+
+def test_an_exported_file_needs_jax_alone(command, workdir, trained, images, tmp_path, monkeypatch):
+    """A process without this package gets the same numbers from it, for any number of images.
+
+    The file says nothing of the files that it was made from.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.stablehlo").write_text("of before")
+    status, out, err = command("export", f"--workdir={workdir}", "--out=model.stablehlo")
+    assert (status, err) == (0, "")
+    assert "uint8 images [N, 8, 8, 3]" in out
+    assert "'tone' [N, 2], 'colour' [N, 4]; alpha = 0.70" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["model.stablehlo"]
+    assert b".py" not in (tmp_path / "model.stablehlo").read_bytes()
+    np.save("images.npy", images)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", ALONE], check=True, timeout=120, env=environment)
+    answer = dataclasses.asdict(trained(images))
+    with np.load("found.npz") as found:
+        assert len(found.files) == 2 * 2 * 3
+        for key in found.files:
+            kind, level, count = key.split("/")
+            wanted = answer[kind][level][: int(count)]
+            np.testing.assert_allclose(found[key], wanted, rtol=0, atol=SUM)
+
+
+def test_a_failed_export_leaves_what_was_there(trained, tmp_path, monkeypatch):
+    """A disk that is full at the end leaves the file of before, and nothing beside it."""
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "model").write_text("of before")
+    monkeypatch.setattr(predictor.os, "replace", fail)
+    with pytest.raises(UserError, match="model cannot be written: No space left on device"):
+        trained.export(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model").read_text() == "of before"
+
+
+def test_the_package_stays_light():
+    """`import hiercls_jax` imports neither Flax nor Orbax, until `load` is asked for."""
+    code = """
+import sys, hiercls_jax
+heavy = {"flax", "orbax", "optax", "PIL", "ml_collections", "hiercls_jax.predictor"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert hiercls_jax.load.__module__ == "hiercls_jax.predictor"
+assert not hasattr(hiercls_jax, "loda")
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment, cwd=root)
