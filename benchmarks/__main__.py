@@ -1,21 +1,30 @@
 """Print all comparisons, and write them as JSON.
 
 python -m benchmarks
-python -m benchmarks --rounds=9 --out=benchmarks/results.json
+python -m benchmarks --only=input --only=starts --rounds=9 --out=benchmarks/results.json
 """
 
 import json
 import os
 import platform
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 
-from benchmarks import adaptation
+from benchmarks import adaptation, training
 from benchmarks.timing import Row, format_row
 
+PARTS = {
+    "adaptation": adaptation.rows,
+    "input": training.input_path,
+    "merging": training.merging,
+    "starts": training.starts,
+    "torch": training.beside_torch,
+}
+ONLY = flags.DEFINE_multi_enum("only", None, list(PARTS), "A part to run; all if not given.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds in which the sides take turns.", 1)
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
@@ -27,9 +36,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument '{argv[1]}'")
     print(f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, medians of {ROUNDS.value}\n")
     rows = []
-    for row in adaptation.rows(ROUNDS.value):
-        print(format_row(row), "\n", flush=True)
-        rows.append(row)
+    for part in ONLY.value or PARTS:
+        for row in PARTS[part](ROUNDS.value):
+            print(format_row(row), "\n", flush=True)
+            rows.append(row)
     if OUT.value:
         Path(OUT.value).write_text(json.dumps(_record(rows), indent=1) + "\n")
 
@@ -39,12 +49,10 @@ def _record(rows: list[Row]) -> dict:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
         "rows": [
-            {"name": row.name, "bytes": row.bytes, "seconds": row.seconds, "median": {
-                side: row.median(side) for side in row.seconds
-            }}
+            {**asdict(row), "median": {side: row.median(side) for side in row.seconds}}
             for row in rows
         ],
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -16,11 +16,21 @@ class Row:
       name: what was done.
       seconds: by side, one number per round.
       bytes: read and written by the least that the task needs, or None.
+      images: that one turn trains on, or None.
+      memory: by side, the most bytes that its process had, or nothing.
+      notes: by side, what to print beside it, or nothing.
     """
 
     name: str
     seconds: dict[str, list[float]]
     bytes: int | None = None
+    images: int | None = None
+    memory: dict[str, int] = dataclasses.field(default_factory=dict)
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def having(self, **fields) -> "Row":
+        """Return this row with more fields."""
+        return dataclasses.replace(self, **fields)
 
     def median(self, side: str) -> float:
         """Return the median seconds of a side."""
@@ -61,6 +71,12 @@ def format_row(row: Row) -> str:
         line = f"  {side:<28} {1e3 * row.median(side):>10.1f} ms"
         if row.bytes is not None:
             line += f" {row.bytes / row.median(side) / 1e9:>7.1f} GB/s"
+        if row.images is not None:
+            line += f" {row.images / row.median(side):>7.1f} images/s"
+        if side in row.memory:
+            line += f" {row.memory[side] / 2**30:>5.2f} GiB"
+        if side in row.notes:
+            line += f"   {row.notes[side]}"
         if side != first:
             ratios = row.ratios(first, side)
             middle = statistics.median(ratios)

@@ -1,0 +1,105 @@
+"""The training step beside PyTorch's, merged networks beside separate ones, starts, the feed."""
+
+import contextlib
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.problem import Problem
+from benchmarks.timing import Row, alternate
+from benchmarks.turns import Worker
+from hiercls_jax import experiment, huge_pages
+from hiercls_jax.hierarchy import cifar100
+from hiercls_jax.models.summary import merge_summaries, summarise
+
+SMALL = "cpu,batch=128"  # ResNet-20 with a stem of stride 2: the preset for a CPU
+STEPS = {  # of problems by name: arguments, and how many steps a turn is
+    "ResNet-20, stem stride 2": (SMALL, 10),
+    "ResNet-164": ("arch=resnet164", 1),
+    "DenseNet-BC-100": ("arch=densenet100", 1),
+}
+HUGE_PAGES = {huge_pages.VARIABLE: f"{huge_pages.TUNABLE}=1"}  # as the training command has them
+JAX, TORCH = "benchmarks.jax_step", "benchmarks.torch_step"
+LOSS_TOLERANCE = 1e-5  # relative; float32 sums in another order
+WARM_UP = 2  # turns; the first steps find their memory
+
+
+def beside_torch(rounds: int):
+    """Yield the step of every network, single and merged, beside the same one in PyTorch."""
+    for name, (arguments, steps) in STEPS.items():
+        for variant in ("single", "merge1"):
+            yield _beside_torch(f"step of {name}, {variant}", variant, arguments, steps, rounds)
+
+
+def _beside_torch(name: str, variant: str, arguments: str, steps: int, rounds: int) -> Row:
+    problem = Problem(variant, arguments)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        argument = {
+            "problem": asdict(problem),
+            "steps": steps,
+            "weights": str(Path(folder) / "weights.npz"),
+        }
+        workers = {}
+        for side, module in (("hiercls_jax", JAX), ("PyTorch, channels last", TORCH)):
+            workers[side] = stack.enter_context(Worker(module, argument, HUGE_PAGES))
+            workers[side].ask("parameters")  # the first has written the weights of the second
+        ours, theirs = workers.values()
+        assert ours.ask("parameters") == theirs.ask("parameters")
+        losses = ours.ask("loss"), theirs.ask("loss")
+        assert abs(losses[0] / losses[1] - 1) < LOSS_TOLERANCE, losses
+        for worker in workers.values():
+            for _ in range(WARM_UP):
+                worker.ask("turn")
+            worker.ask("forget")
+        row = alternate(name, {side: worker.ask for side, worker in workers.items()}, rounds)
+        memory = {side: worker.ask("peak") for side, worker in workers.items()}
+    images = steps * problem.config().train.batch
+    return row.having(images=images, memory=memory)
+
+
+def merging(rounds: int):
+    """Yield one step of each variant: separate networks, and merge-0 to merge-3."""
+    with contextlib.ExitStack() as stack:
+        workers, work = {}, {}
+        for variant in ("separate", "merge0", "merge1", "merge2", "merge3"):
+            problem = Problem(variant, SMALL)
+            argument = {"problem": asdict(problem), "steps": 10}
+            workers[variant] = stack.enter_context(Worker(JAX, argument, HUGE_PAGES))
+            workers[variant].ask("turn")
+            counts = merge_summaries(
+                summarise(network, (32, 32, 3))
+                for network in experiment.architectures(problem.config(), cifar100()).values()
+            )
+            work[variant] = counts["multiply_adds"]
+        sides = {variant: worker.ask for variant, worker in workers.items()}
+        row = alternate("step of ResNet-20, stem stride 2, by variant", sides, rounds)
+    share = {v: f"{n / work['separate']:.2f} of the multiply-adds" for v, n in work.items()}
+    yield row.having(images=1280, notes=share)
+
+
+def starts(rounds: int):
+    """Yield the time from a process's start to its first finished step, and that of compiling."""
+    for name, (arguments, _) in STEPS.items():
+        problem = asdict(Problem("merge1", arguments))
+        seconds = {"warm cache": [], "empty cache": [], "compiling the step": []}
+        for _ in range(min(rounds, 2)):
+            with tempfile.TemporaryDirectory() as cache:
+                argument = {"problem": problem, "steps": 1, "cache": cache}
+                for side in ("empty cache", "warm cache"):
+                    began = time.perf_counter()
+                    with Worker(JAX, argument, HUGE_PAGES) as worker:
+                        worker.ask("turn")
+                        seconds[side].append(time.perf_counter() - began)
+            with Worker(JAX, {"problem": problem, "steps": 1}, HUGE_PAGES) as worker:
+                seconds["compiling the step"].append(worker.ask("compile"))
+        yield Row(f"start to first step of {name}, merge1", seconds)
+
+
+def input_path(rounds: int):
+    """Yield the step on images looked up anew beside the step on one batch."""
+    argument = {"problem": asdict(Problem("merge1", SMALL)), "steps": 20}
+    with Worker(JAX, argument, HUGE_PAGES) as worker:
+        sides = {"every batch looked up": lambda: worker.ask("fed"), "one batch": worker.ask}
+        row = alternate("input path, ResNet-20, stem stride 2, merge1", sides, rounds)
+    yield row.having(images=2560)
