@@ -126,7 +126,9 @@ def test_other_damage_is_found(tmp_path, damage):
     else:
         (newest / "manifest.json").unlink()
     assert restore(tmp_path, state(0))[1]["step"] == 1
-    assert "step_00000002.damaged" in names(tmp_path)
+    put(tmp_path, 3)  # what was set aside is none of the two that are kept
+    assert restore(tmp_path, state(0))[1]["step"] == 3
+    assert names(tmp_path) == ["step_00000001", "step_00000002.damaged", "step_00000003"]
 
 
 def test_nothing_whole_is_an_error_not_a_fresh_start(tmp_path):
@@ -137,16 +139,27 @@ def test_nothing_whole_is_an_error_not_a_fresh_start(tmp_path):
         restore(tmp_path, state(0))
 
 
-def test_a_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch):
-    """A save that fails before it is complete leaves what was there, and nothing else."""
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(checkpoint.os, "replace"), (checkpoint, "_sums"), (checkpoint.json, "dump")],
+)
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("No space left on device\nat 0x1")]
+)
+def test_a_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch, owner, name, error):
+    """A save that fails before it is complete leaves what was there, and nothing else; it says so
+    in one line."""
     put(tmp_path, 1)
 
     def fail(*_):
-        raise OSError(28, "No space left on device")
+        raise error
 
-    monkeypatch.setattr(checkpoint.os, "replace", fail)
-    with pytest.raises(CheckpointError, match="step 2 could not be written.*No space left"):
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(
+        CheckpointError, match="step 2 could not be written.*No space left"
+    ) as caught:
         put(tmp_path, 2)
+    assert "\n" not in str(caught.value)
     monkeypatch.undo()
     assert names(tmp_path) == ["step_00000001"]
     (tmp_path / ".writing-abc").mkdir()  # what a kill leaves

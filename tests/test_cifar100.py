@@ -196,13 +196,23 @@ def test_load_prepares_once(server, good, tmp_path, monkeypatch):
             assert np.array_equal(first[split].labels, other[split].labels)
 
 
-def test_source_is_tfds_table():
+def test_source_is_tfds_table(tmp_path, monkeypatch):
     """Address, sum and size are those of TFDS's own table for the official archive."""
+
+    def download(url, archive, checksum, size):
+        asked.append((url, checksum, size))
+        raise DataError("far enough")
+
+    asked = []
+    monkeypatch.setattr(cifar100, "_download", download)
+    with pytest.raises(DataError, match="far enough"):
+        cifar100.prepare(tmp_path)
     ((url, info),) = tfds.builder_cls("cifar100").url_infos.items()
     assert url.startswith("https://")
     assert url.endswith("/cifar-100-binary.tar.gz")
     assert len(info.checksum) == 64
     assert int(info.size) == 168_513_733  # 161 MiB, as on the data set's page
+    assert asked == [(url, info.checksum, 168_513_733)]
 
 
 def test_archive_placed_by_hand(server, good, tmp_path):
@@ -266,10 +276,10 @@ def test_server_that_stalls(server, good, tmp_path, monkeypatch):
 
 
 def test_no_space(server, good, tmp_path, monkeypatch):
-    """Too little space is found before the download, and also when it runs out in its course."""
+    """Too little space for archive and set is found before the download, and when it runs out."""
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * len(good) - 1))
         refused(server, tmp_path, good, "free space", "TFDS_DATA_DIR")
     assert server.requests == []
 

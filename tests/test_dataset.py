@@ -151,9 +151,20 @@ def test_a_damaged_entry_is_made_anew(source):
 
 @pytest.mark.parametrize("sums", ["{}", "[]", "null", '{"train.images.npy": 1}'])
 def test_sums_of_nothing_are_no_entry(source, sums):
-    """Sums that are JSON but do not list both arrays of each split are not trusted."""
+    """Sums that are JSON but no list of files with their sums are not trusted."""
     read(source)
     (entry() / "sums.json").write_text(sums)
+    read(source)
+    assert source.made == 2
+
+
+@pytest.mark.parametrize("part", ["images", "labels"])
+def test_sums_of_half_a_split_are_no_entry(source, part):
+    """Where right sums leave out one array of a split, the images are made anew."""
+    read(source)
+    sums = json.loads((entry() / "sums.json").read_text())
+    del sums[f"train.{part}.npy"]
+    (entry() / "sums.json").write_text(json.dumps(sums))
     read(source)
     assert source.made == 2
 

@@ -1,10 +1,11 @@
 """Image folders: what is read, in which order, and what is refused."""
 
+import io
 import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from hiercls_jax.data import folder
 from hiercls_jax.data.dataset import DataError, cache_folder
@@ -124,7 +125,19 @@ def refused(root, *parts, size=8):
     assert not list(cache_folder().rglob("*.npy"))
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+def with_long_text() -> bytes:
+    """A PNG whose text unpacks to more than Pillow takes: it raises a ValueError, no OSError."""
+    file, info = io.BytesIO(), PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 2 * PngImagePlugin.MAX_TEXT_CHUNK, zip=True)
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not an image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", with_long_text()],
+    ids=["empty", "text", "header", "long-text"],
+)
 def test_unreadable_image(root, content):
     """A file that is no image is named, and a good read works after it is removed."""
     path = root / "train" / "lynx" / "c.png"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from small import HIERARCHY, Recipe, schedule, split, task
 
 from hiercls_jax.data import embedded
+from hiercls_jax.training import parallel
 from hiercls_jax.training.feed import epoch_order, padded_batches
-from hiercls_jax.training.loop import TrainingError, train
+from hiercls_jax.training.loop import Predictor, TrainingError, train
 
 KEY = jax.random.key(1)
 
@@ -67,8 +68,33 @@ def test_training_learns_and_records(tmp_path, capsys):
     assert losses[0] == pytest.approx(math.log(2) + math.log(4), rel=0.5)
     validation = [r for r in records if r["split"] == "validation"]
     assert [r["step"] for r in validation] == [6, 12, 18, 24]
-    assert all(0 <= r[f"error_{level}"] <= 1 for r in validation for level in HIERARCHY.levels)
+    predicted = Predictor(task(), 8)(parallel.replicate(state), split(20, 1))
+    for level, ids in task().ancestors.items():
+        wrong = np.mean(predicted[level].argmax(axis=1) != ids[split(20, 1).labels])
+        assert validation[-1][f"error_{level}"] == pytest.approx(wrong)
+    assert validation[-1]["error_coarse"] < 0.25  # half by chance
     assert "toy 24/24 validation:" in capsys.readouterr().out
+
+
+def test_a_record_is_the_average_of_its_steps(tmp_path):
+    """Losses and errors of a record are means over the steps since the record before it."""
+    runs = []
+    for every in (1, 4):
+        plan = schedule(epochs=2, log_every=every)
+        train("toy", task(), KEY, split(50), None, plan, tmp_path / str(every))
+        lines = (tmp_path / str(every) / "metrics.jsonl").read_text().splitlines()
+        runs.append([json.loads(line) for line in lines])
+    each, some = runs
+    assert [record["step"] for record in each] == list(range(1, 13))
+    assert [record["step"] for record in some] == [4, 6, 8, 12]
+    keys = [
+        "loss",
+        *(f"{what}_{level}" for what in ("loss", "error") for level in HIERARCHY.levels),
+    ]
+    for record, start in zip(some, (0, 4, 6, 8), strict=True):
+        steps = each[start : record["step"]]
+        means = [np.mean([step[key] for step in steps]) for key in keys]
+        assert [record[key] for key in keys] == pytest.approx(means, rel=1e-6)
 
 
 def test_three_levels_train(tmp_path):

@@ -11,6 +11,7 @@ from small import HIERARCHY, Recipe, schedule, split, task
 from hiercls_jax.training import parallel
 from hiercls_jax.training.feed import fed, make_feed
 from hiercls_jax.training.loop import Predictor
+from hiercls_jax.training.loss import error_counts, level_losses
 from hiercls_jax.training.optimizer import make_optimizer, make_schedule
 from hiercls_jax.training.state import create
 from hiercls_jax.training.step import make_train_step
@@ -95,6 +96,20 @@ def test_bfloat16_computes_and_float32_remembers(runs):
     losses, wide = ([record["loss"] for record in run] for run in (records, wanted_records))
     np.testing.assert_allclose(losses, wide, rtol=0.02)
     assert np.abs(np.divide(losses, wide) - 1).max() > 1e-4
+
+
+def test_losses_and_errors_are_those_of_the_formulas():
+    """A level's loss is the mean of -log softmax at its labels; errors are tops that are not."""
+    rng = np.random.default_rng(0)
+    sizes = dict(zip(HIERARCHY.levels, HIERARCHY.sizes, strict=True))
+    logits = {level: rng.normal(0, 3, (20, n)).astype(np.float32) for level, n in sizes.items()}
+    labels = {level: rng.integers(0, n, 20, np.int32) for level, n in sizes.items()}
+    losses, errors = level_losses(logits, labels), error_counts(logits, labels)
+    for level, z in logits.items():
+        p = np.exp(z.astype(float))
+        chosen = (p / p.sum(axis=1, keepdims=True))[np.arange(20), labels[level]]
+        assert float(losses[level]) == pytest.approx(-np.mean(np.log(chosen)), rel=1e-5)
+        assert int(errors[level]) == np.sum(z.argmax(axis=1) != labels[level])
 
 
 def test_loss_weights_scale_each_level():

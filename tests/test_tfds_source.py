@@ -97,8 +97,10 @@ def refused(data_dir, *parts, **options):
     assert not list(cache_folder().rglob("*.npy"))
 
 
-def test_reads_what_tfds_reads(pets):
+@pytest.mark.parametrize("chunk", [2, 2000])
+def test_reads_what_tfds_reads(pets, monkeypatch, chunk):
     """Pixels and order are those of `tfds.data_source`; labels are matched by name."""
+    monkeypatch.setattr(tfds_source, "_CHUNK", chunk)
     splits = read(pets)
     builder = tfds.builder_from_directory(pets / "pets" / "1.2.0")
     for split, count in (("train", 7), ("test", 4)):
@@ -177,7 +179,7 @@ def test_validation_stands_in_for_test(tmp_path, capsys):
     """A set without 'test' gives 'validation' as test, and says so; one with neither is refused."""
     prepare(tmp_path / "a", {"train": examples(3), "validation": examples(6)})
     assert len(read(tmp_path / "a")["test"]) == 6
-    assert "validation" in capsys.readouterr().out
+    assert "no split 'test'; 'validation' is used in its place" in capsys.readouterr().out
     prepare(tmp_path / "b", {"train": examples(3), "extra": examples(6)})
     with pytest.raises(DataError, match="extra, train"):
         read(tmp_path / "b")
@@ -341,6 +343,12 @@ def test_coarse_labels_are_checked(tmp_path):
     assert sorted(read(tmp_path / "a", "cifar100", "label", reverse)["test"].labels)[0] == 0
     flat = Hierarchy(("fine",), table.names[1:], ())
     assert len(read(tmp_path / "a", "cifar100", "label", flat)["test"]) == 10
+    for fine in range(90, 100):  # also where the images are in the cache already
+        moved = table.fine_to_coarse.copy()
+        moved[fine] = (moved[fine] + 1) % 20
+        wrong = Hierarchy(table.levels, table.names, (moved,))
+        with pytest.raises(DataError, match=f"fine class {fine} under {moved[fine]} "):
+            read(tmp_path / "a", "cifar100", "label", wrong)
     shutil.rmtree(cache_folder())
     moved = table.fine_to_coarse.copy()
     moved[95] = 3
