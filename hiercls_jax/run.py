@@ -69,18 +69,21 @@ def run(
         print(_start_line(config, data), flush=True)
     networks = experiment.networks(config, data, parallel.AXIS)
     parallel.on_first(lambda: claim_workdir(workdir, config) or b"")
-    states, seconds, began = {}, {}, time.monotonic()
+    states, metas, began = {}, [], time.monotonic()
     for network in networks:
-        state, meta = _trained(network, data, train)
-        states[network.name], seconds[network.name] = state, meta["seconds"]
+        states[network.name], meta = _trained(network, data, train)
+        metas.append(meta)
     trained_at = time.monotonic()
 
-    splits = predict(networks, states, data)
+    splits, test_seconds = predict(networks, states, data)
     if not parallel.is_first():
         return
     predictions.save(workdir / "predictions.npz", splits)
     predicted_at = time.monotonic()
     results = report.evaluate(splits, data.hierarchy)
+    adapted_at = time.monotonic()
+    report.adapted(splits["test"], data.hierarchy, results["alpha"])  # compiled by now
+    adaptation_seconds = time.monotonic() - adapted_at
     record = {
         "command": shlex.join(["python", "-m", "hiercls_jax.main", *command]),
         "config": experiment.flatten(config),
@@ -95,10 +98,13 @@ def run(
             int(states[n.name].step) == n.schedule.total_steps(len(data.train)) for n in networks
         ),
         "seconds": {
-            "training": sum(seconds.values()),
+            "training": sum(meta["seconds"] for meta in metas),
+            "training_cpu": sum(meta.get("cpu_seconds", 0.0) for meta in metas),  # of all cores
             "this_process": trained_at - began,
             "prediction": predicted_at - trained_at,
-            "adaptation_and_curve": time.monotonic() - predicted_at,
+            "adaptation_and_curve": adapted_at - predicted_at,
+            "test_prediction": test_seconds,  # where validation was predicted before: compiled
+            "test_adaptation": adaptation_seconds,
         },
         "environment": environment(),
         **results,
@@ -125,22 +131,29 @@ def _finished(workdir: Path, config: ConfigDict, train: bool) -> bytes:
     return b"finished"
 
 
-def predict(networks, states: dict[str, State], data: Dataset) -> dict[str, Predictions]:
-    """Return every level's probabilities on validation (if any) and test, each image once."""
+def predict(
+    networks, states: dict[str, State], data: Dataset
+) -> tuple[dict[str, Predictions], float]:
+    """Return every level's probabilities on validation (if any) and test, each image once.
+
+    And the seconds that all networks took for the images of test.
+    """
     splits: dict[str, Split] = {"test": data.test}
     if data.validation is not None:
         splits = {"validation": data.validation, **splits}
-    probs = {name: {} for name in splits}
+    probs, test_seconds = {name: {} for name in splits}, 0.0
     for network in networks:
         predictor = Predictor(network.task, network.schedule.batch)
         state = parallel.replicate(states[network.name])
         for name, split in splits.items():
+            began = time.monotonic()
             probs[name] |= predictor(state, split)
+        test_seconds += time.monotonic() - began
     labels = {
         name: dict(zip(data.hierarchy.levels, data.hierarchy.labels(split.labels), strict=True))
         for name, split in splits.items()
     }
-    return {name: Predictions(probs[name], labels[name]) for name in splits}
+    return {name: Predictions(probs[name], labels[name]) for name in splits}, test_seconds
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:

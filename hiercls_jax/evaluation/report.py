@@ -53,7 +53,7 @@ def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy) -> dict:
         }
     for level, curve in zip(hierarchy.levels, curves["test"], strict=True):
         results["curve"][f"test_error_{level}"] = curve(alphas).tolist()
-    before, after = _adapted(splits["test"], hierarchy, alpha)
+    before, after = adapted(splits["test"], hierarchy, alpha)
     results["coherence_gap"] = {
         "before": _gaps(before, hierarchy),
         "after": _gaps(after, hierarchy),
@@ -86,10 +86,10 @@ def _measures(probs: list, labels: list, hierarchy: Hierarchy) -> dict:
 
 def _evidence(predictions: Predictions, hierarchy: Hierarchy) -> tuple[list, list, list]:
     """Return what the exact curve is made of: probabilities, their target, labels, by level."""
-    return (*_adapted(predictions, hierarchy, 1.0), list(predictions.labels.values()))
+    return (*adapted(predictions, hierarchy, 1.0), list(predictions.labels.values()))
 
 
-def _adapted(predictions: Predictions, hierarchy: Hierarchy, alpha: float) -> tuple[list, list]:
+def adapted(predictions: Predictions, hierarchy: Hierarchy, alpha: float) -> tuple[list, list]:
     """Return every level's probabilities before and after adaptation."""
     before = list(predictions.probs.values())
     return before, [np.asarray(p) for p in adjust_tree(before, hierarchy, alpha)]
@@ -124,7 +124,7 @@ def draw(folder: Path, results: dict, test: Predictions, hierarchy: Hierarchy, t
 
     upper, lower = hierarchy.levels[-2:]
     parents = hierarchy.parents[-1]
-    before, after = _adapted(test, hierarchy, results["alpha"])
+    before, after = adapted(test, hierarchy, results["alpha"])
     q, adapted_q = (metrics.child_sums(levels[-1], parents) for levels in (before, after))
     # The class whose two answers differ most: where there is most to see.
     shown = int(np.argmax(np.abs(before[-2] - q).mean(axis=0)))

@@ -84,7 +84,9 @@ def train(
       folder: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
 
     Returns:
-      (final state on the host, meta of its checkpoint: `step`, `seconds`, `validation_error`).
+      (final state on the host, meta of its checkpoint: `step`, `seconds` on the clock and
+      `cpu_seconds` of the first process's cores, both with compiling and validation, and
+      `validation_error`).
 
     Raises:
       TrainingError: when a loss is not finite; nothing from after that step is saved.
@@ -94,8 +96,8 @@ def train(
     initial = jax.device_get(
         create(task.network, task.optimizer, key, train_split.images.shape[1:])
     )
-    fresh = initial, {"step": 0, "seconds": 0.0, "validation_error": None, "sums": {}}
-    state, meta = newest(folder, initial, fresh)
+    fresh = {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "validation_error": None, "sums": {}}
+    state, meta = newest(folder, initial, (initial, fresh))
     if meta["step"] >= total:
         return state, meta
     tracker = Tracker(folder, name, meta["step"], total) if parallel.is_first() else Silent()
@@ -150,7 +152,8 @@ class _Run:
         self.predictor = None if validation is None else Predictor(task, schedule.batch)
         self.in_flight = deque()
         self.sums = dict(meta["sums"])  # of the record that is being filled
-        self.began, self.saved = time.monotonic(), time.monotonic()
+        self.began = self.saved = time.monotonic()
+        self.cpu_began = time.process_time()
         self.booked = []  # times of this process's first steps, for the estimate
         self.line_start = None  # (time, step) that images per second are counted from
 
@@ -252,6 +255,9 @@ class _Run:
         now = time.monotonic()
         self.meta.update(step=self.step, sums=self.sums)
         self.meta["seconds"] += now - self.began
+        # Older checkpoints do not say; such a run counts from where it goes on.
+        cpu_seconds = self.meta.get("cpu_seconds", 0.0) + time.process_time() - self.cpu_began
+        self.meta["cpu_seconds"] = cpu_seconds
         state = self._host_state()
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
             raise TrainingError(
@@ -263,6 +269,7 @@ class _Run:
             lambda: checkpoint.save(self.folder / "checkpoints", state, self.meta) or b""
         )
         self.began = self.saved = time.monotonic()
+        self.cpu_began = time.process_time()
         self.requested = self.requested if self.requested > SAVE else 0
         self.line_start = time.monotonic(), self.step
 
