@@ -15,6 +15,8 @@ hiercls_jax: hierarchical image classification with merged networks and test-tim
       parameters and multiply-adds of each stage and branch
   python -m hiercls_jax.main --help
       all flags
+  python -m hiercls_jax grid --config=configs/grid.py:cpu
+      every variant with every seed, several runs at once; goes on where it was stopped
   python -m hiercls_jax adapt --hierarchy=h.json --coarse=pc.npy --fine=pf.npy --out=DIR
       adapt the probabilities of any classifier, from .npy, .npz, CSV or Parquet
   python -m hiercls_jax adapt --help
@@ -29,6 +31,10 @@ hiercls_jax: hierarchical image classification with merged networks and test-tim
 
 def main(argv: list[str]) -> int:
     """Run the command that is named, or list the commands."""
+    if argv[1:2] == ["grid"]:
+        from hiercls_jax import grid
+
+        return grid.main(argv[1:])
     if argv[1:2] in (["adapt"], ["predict"], ["export"]):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
         if argv[1] == "adapt":

@@ -1,5 +1,22 @@
 """The one base of every error that a user can mend: programs print it without a traceback."""
 
+import re
+
 
 class UserError(ValueError):
     """What was wrong, the value or shape, what is allowed, and what to do."""
+
+
+def explain(error: Exception) -> str:
+    """Return what a person needs to know of an error in the flags or in a config file."""
+    text = str(error)
+    if "Traceback" in text:  # config_flags quotes the whole traceback of a config file
+        return re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])
+    misspelt = re.search(r'Did you mean \\?"(.+?)\\?" instead of \\?"(.+?)\\?"', text)
+    if misspelt:
+        return f"the config has no field '{misspelt[2]}'; did you mean '{misspelt[1]}'?"
+    unknown = re.fullmatch(r"[\"']*(\w+)[\"']*", text)  # all that a KeyError says
+    if unknown:
+        return f"the config has no field '{unknown[1]}'"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if isinstance(error, OSError) else " ".join(lines)

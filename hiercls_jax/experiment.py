@@ -115,7 +115,7 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
       arguments: presets and `key=value` pairs, separated by commas: `quick`,
         `arch=densenet100,dataset=cifar100,seed=3`.
     """
-    preset, chosen = _parse(arguments or "")
+    preset, chosen = parse_arguments(arguments or "")
     arch = chosen.get("arch", preset.get("arch", "resnet164"))
     model = {**registry.options(arch)}
     if arch == preset.get("arch"):
@@ -158,7 +158,8 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     return config.lock()
 
 
-def _parse(arguments: str) -> tuple[dict, dict]:
+def parse_arguments(arguments: str) -> tuple[dict, dict]:
+    """Return (preset, what was chosen by `key=value`) of a config's arguments; empty where none."""
     preset, chosen = {}, {}
     for word in filter(None, (part.strip() for part in arguments.split(","))):
         key, equals, value = word.partition("=")

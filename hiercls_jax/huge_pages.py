@@ -41,10 +41,15 @@ def in_use() -> bool:
     return f"{TUNABLE}=1" in os.environ.get(VARIABLE, "").split(":")
 
 
+def has_accelerator() -> bool:
+    """Return whether JAX may find something here that is better than the CPU."""
+    return os.environ.get("JAX_PLATFORMS", "") != "cpu" and any(map(os.path.exists, ACCELERATORS))
+
+
 def _helpful() -> bool:
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return False
-    if os.environ.get("JAX_PLATFORMS", "") != "cpu" and any(map(os.path.exists, ACCELERATORS)):
+    if has_accelerator():
         return False
     try:
         return "[madvise]" in KERNEL.read_text()  # under [always] all have them, under [never] none

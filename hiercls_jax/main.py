@@ -17,14 +17,13 @@ if __name__ == "__main__":
 
 import json
 import os
-import re
 import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from hiercls_jax import experiment, run
-from hiercls_jax.errors import UserError
+from hiercls_jax.errors import UserError, explain
 from hiercls_jax.training.loop import Interrupted
 from hiercls_jax.training.parallel import Cluster
 
@@ -118,23 +117,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             CONFIG.value.to_dict()  # a config file that is not there is noticed at its first use
         return rest
     except Exception as e:  # a config file is a program, which may raise anything
-        print(f"error: {_explain(e)}\nSee: python -m hiercls_jax.main --help", file=sys.stderr)
+        print(f"error: {explain(e)}\nSee: python -m hiercls_jax.main --help", file=sys.stderr)
         sys.exit(2)
-
-
-def _explain(error: Exception) -> str:
-    """Return what a person needs to know of an error in the flags or in a config file."""
-    text = str(error)
-    if "Traceback" in text:  # config_flags quotes the whole traceback of a config file
-        return re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])
-    misspelt = re.search(r'Did you mean \\?"(.+?)\\?" instead of \\?"(.+?)\\?"', text)
-    if misspelt:
-        return f"the config has no field '{misspelt[2]}'; did you mean '{misspelt[1]}'?"
-    unknown = re.fullmatch(r"[\"']*(\w+)[\"']*", text)  # all that a KeyError says
-    if unknown:
-        return f"the config has no field '{unknown[1]}'"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if isinstance(error, OSError) else " ".join(lines)
 
 
 if __name__ == "__main__":

@@ -121,14 +121,20 @@ def run(
 def _finished(workdir: Path, config: ConfigDict, train: bool) -> bytes:
     """Open the workdir; where its run is finished, print the results and return something."""
     check_workdir(workdir, config)
-    if not train or not all((workdir / name).exists() for name in OUTPUTS):
-        return b""
-    results = json.loads((workdir / "results.json").read_text())
-    if not results["finished"]:
+    results = finished_results(workdir) if train else None
+    if results is None:
         return b""
     print(f"{workdir} is finished; its results:\n")
     print(report.format_table(results, Hierarchy.from_json(workdir / "hierarchy.json")))
     return b"finished"
+
+
+def finished_results(workdir: Path) -> dict | None:
+    """Return what `results.json` says, where all outputs are there and all steps were taken."""
+    if not all((workdir / name).exists() for name in OUTPUTS):
+        return None
+    results = json.loads((workdir / "results.json").read_text())
+    return results if results["finished"] else None
 
 
 def predict(

@@ -75,8 +75,8 @@ def test_what_a_run_recorded_is_its_config():
 
 
 def test_there_is_a_config_file_for_each_variant():
-    """configs/ has the five files and no other."""
-    assert {path.stem for path in CONFIGS.glob("*.py")} == set(experiment.VARIANTS)
+    """configs/ has the five files, the grid's, and no other."""
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*experiment.VARIANTS, "grid"}
 
 
 def test_arguments_compose():

@@ -76,9 +76,24 @@ def use_cpu_devices(batch: int, wanted: int | None = None, processes: int = 1) -
     """
     batch = max(1, batch // processes)
     if wanted is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        wanted = next(n for n in range(min(cores or 1, batch), 0, -1) if batch % n == 0)
+        wanted = largest_divisor(batch, cpu_cores())
     jax.config.update("jax_num_cpu_devices", wanted)
+
+
+def cpu_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def largest_divisor(batch: int, largest: int) -> int:
+    """Return the largest number of devices up to `largest` that divide a batch.
+
+    >>> largest_divisor(100, 8)
+    5
+    """
+    return next(n for n in range(min(largest, batch), 0, -1) if batch % n == 0)
 
 
 def device_count() -> int:

@@ -1,0 +1,15 @@
+"""The paper's experiments: every variant of Figure 2, five seeds, of each of its two networks.
+
+    python -m hiercls_jax grid --config=configs/grid.py
+        ResNet-164 and DenseNet-BC-100 on CIFAR-100, 50 runs
+    python -m hiercls_jax grid --config=configs/grid.py:cpu,epochs=8
+        a small ResNet, 25 runs, 2 hours on two CPU cores
+    python -m hiercls_jax grid --config=configs/grid.py:quick
+        the embedded data, half an hour
+
+The arguments are those of the variants' own configs, which stand beside this file.
+"""
+
+from hiercls_jax import grid
+
+get_config = grid.compose

@@ -1,0 +1,291 @@
+"""The grid runs what is missing, resumes, skips, survives a failing run, and stops cleanly."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import small
+
+from hiercls_jax import experiment, grid, run
+from hiercls_jax.errors import UserError
+from hiercls_jax.models import registry
+
+# config_flags loads a config file by a method that Python means to remove.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "grid.py"
+ONE = grid.Slots(({},), None)
+
+# A run that takes no time: it notes that it began and how, and writes what a finished run has.
+STAND_IN = """
+import json, os, pathlib, signal, sys, time
+given = dict(a.split("=", 1) for a in sys.argv[1:] if a.startswith("--config"))
+folder = pathlib.Path(given["--config.workdir"])
+control = pathlib.Path(os.environ["CONTROL"])
+with open(control / "begun", "a") as file:
+    print(folder.parent.name, folder.name, os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "stopped").touch(), sys.exit(143)))
+print("here is a run")
+if (control / "fail").exists() and (control / "fail").read_text() == folder.name:
+    print("error: it is broken")
+    sys.exit(1)
+while (control / "wait").exists():
+    time.sleep(0.02)
+(folder / "metrics.jsonl").write_text(json.dumps({"epoch": 8.0}))
+for name in OUTPUTS[:-1]:
+    (folder / name).touch()
+errors = {"coarse": 0.25, "fine": 0.5}
+results = {"finished": True, "seconds": {"training": 75}}
+results["test_error"] = {"alpha=0": errors, "tuned": errors}
+(folder / OUTPUTS[-1]).write_text(json.dumps(results))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Let the grid run the stand-in; the folder of its notes."""
+    program = tmp_path / "stand_in.py"
+    program.write_text(STAND_IN.replace("OUTPUTS", repr(run.OUTPUTS)))
+    monkeypatch.setattr(grid, "PROGRAM", (str(program),))
+    monkeypatch.setattr(grid, "POLL", 0.02)
+    monkeypatch.setenv("CONTROL", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def carry_out(*arguments) -> int:
+    return grid.main(["grid", f"--config={CONFIG}:quick", *arguments])
+
+
+def begun(folder) -> list[str]:
+    path = folder / "begun"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+SMALL = ("--config.variants=('separate','merge1')", "--config.seeds=(0,1)")
+
+
+def test_every_variant_and_seed_runs_once_and_finished_ones_are_skipped(stand_in, capsys):
+    """Each of the runs is begun once; the same command again begins none, and says so."""
+    assert carry_out(*SMALL) == 0
+    assert sorted(begun(stand_in)) == [
+        f"{variant} seed-{seed} None" for variant in ("merge1", "separate") for seed in (0, 1)
+    ]
+    out = capsys.readouterr().out
+    assert out.startswith("4 runs, 0 of them finished; 2 at once\n")
+    assert out.count("coarse 25.00 → 25.00 %, fine 50.00 → 50.00 %, trained in 1 min 15 s") == 4
+    assert carry_out(*SMALL) == 0
+    assert len(begun(stand_in)) == 4
+    assert capsys.readouterr().out.startswith("4 runs, 4 of them finished")
+
+
+def test_a_failing_run_is_reported_and_does_not_stop_the_others(stand_in, capsys):
+    """Its last words are shown, the status is 1, and the same command again runs it alone."""
+    (stand_in / "fail").write_text("seed-1")
+    assert carry_out("--config.variants=('merge1',)", "--config.seeds=(0,1,2)", "--jobs=1") == 1
+    out, err = capsys.readouterr()
+    failed = next(line for line in out.splitlines() if "failed" in line)
+    assert failed.startswith("resnet11 merge1 seed 1: failed (exit status 1): error: it is broken")
+    assert "1 of 3 runs failed" in err
+    assert len(begun(stand_in)) == 3
+    (stand_in / "fail").unlink()
+    assert carry_out("--config.variants=('merge1',)", "--config.seeds=(0,1,2)", "--jobs=1") == 0
+    assert [line.split()[1] for line in begun(stand_in)] == ["seed-0", "seed-1", "seed-2", "seed-1"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_runs_which_save_and_begins_no_other(stand_in, capsys, signum):
+    """All running ones get SIGTERM, the status is that of the signal, and no run is left over."""
+    (stand_in / "wait").touch()
+
+    def strike():
+        while len(begun(stand_in)) < 2:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signum)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    assert carry_out(*SMALL, "--jobs=2") == 128 + signum
+    thread.join()
+    assert len(list(stand_in.rglob("stopped"))) == len(begun(stand_in)) == 2
+    assert "4 of 4 runs are not finished" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_as_many_run_at_once_as_asked_each_on_its_own_gpu(stand_in, monkeypatch):
+    """Two GPUs make two slots; a slot is used again when its run has ended, and no other."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert grid.Slots.of(None).environments == (
+        {"CUDA_VISIBLE_DEVICES": "3"},
+        {"CUDA_VISIBLE_DEVICES": "5"},
+    )
+    assert carry_out(*SMALL) == 0
+    assert {line.split()[-1] for line in begun(stand_in)} == {"3", "5"}
+
+
+def test_runs_on_a_cpu_share_its_cores(monkeypatch):
+    """Several at once have their share of the cores each, of which the batch is a multiple."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(grid.parallel, "cpu_cores", lambda: 14)
+    slots = grid.Slots.of(2)
+    assert slots == grid.Slots(({}, {}), 7)
+    planned = grid.plan(grid.compose("quick"), CONFIG, [], slots)
+    assert all("--config.run.cpu_devices=5" in r.command for r in planned)  # 5 divide 100
+    alone = grid.plan(grid.compose("quick"), CONFIG, [], ONE)
+    assert not any("cpu_devices" in word for r in alone for word in r.command)
+
+
+def test_no_two_grids_work_in_one_folder(stand_in, capsys):
+    """The second says so and begins nothing; also where the first has died and left a run."""
+    (stand_in / "wait").touch()
+    command = [sys.executable, "-c", "import sys; from hiercls_jax import grid; "]
+    command[-1] += f"grid.PROGRAM = {grid.PROGRAM!r}; sys.exit(grid.main(sys.argv[1:]))"
+    arguments = [f"--config={CONFIG}:quick", *SMALL, "--jobs=1"]
+    first = subprocess.Popen(
+        [*command, "grid", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        while not begun(stand_in):
+            time.sleep(0.02)
+        assert carry_out(*SMALL) == 1
+        first.kill()
+        first.wait()
+        assert carry_out(*SMALL) == 1
+        assert capsys.readouterr().err.count("is at work in runs/grid-quick") == 2
+        assert len(begun(stand_in)) == 1
+    finally:
+        (stand_in / "wait").unlink()
+        first.wait()
+    while True:  # the run that was left ends by itself
+        time.sleep(0.05)
+        if list(stand_in.rglob("results.json")):
+            break
+
+
+def test_the_folder_of_other_runs_is_refused_before_anything_begins(stand_in, capsys):
+    """A config that differs from what is there is named field by field, and nothing is begun."""
+    (there,) = grid.plan(small_grid(seeds=(0,), variants=("merge1",)), CONFIG, [], ONE)
+    run.claim_workdir(there.workdir, there.config)
+    assert carry_out("--", "--config.train.epochs=7") == 1
+    assert "train.epochs: 6 there, 7 here" in capsys.readouterr().err
+    assert not begun(stand_in)
+
+
+def small_grid(**fields):
+    config = grid.compose("quick")
+    for name, value in fields.items():
+        config[name] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"variants": ()}, "variants"),
+        ({"variants": ("merge9",)}, "merge9"),
+        ({"seeds": (1, 1)}, "seeds"),
+        ({"seeds": (-1,)}, "seed is an integer"),
+        ({"archs": ("resnet12",)}, "resnet12"),
+    ],
+)
+def test_a_grid_that_cannot_be_run_is_one_error(fields, message):
+    """Before anything is begun."""
+    with pytest.raises(UserError, match=re.escape(message)):
+        grid.plan(small_grid(**fields), CONFIG, [], ONE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing"),
+        ([f"--config={CONFIG}:seed=3"], "--config.seeds"),
+        ([f"--config={CONFIG}:quick", "--config.seed=3"], "no field 'seed'; did you mean 'seeds'"),
+        ([f"--config={CONFIG}:quick", "x"], "unexpected argument 'x'"),
+        (["--config=nowhere/grid.py"], "No such file"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
+    """With status 2, and where to look."""
+    assert grid.main(["grid", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert line.endswith("see python -m hiercls_jax grid --help")
+
+
+def test_a_dry_run_shows_states_and_commands_that_main_accepts(stand_in, capsys):
+    """The command shown has the config of the plan: its own parts read again give the same."""
+    assert carry_out("--dry_run", "--", "--config.train.epochs=2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 25
+    assert not begun(stand_in)
+    planned = grid.plan(grid.compose("quick"), CONFIG, ["--config.train.epochs=2"], ONE)
+    for line, of in zip(lines, planned, strict=True):
+        assert line.split()[:3] == ["to", "begin", "python"]
+        assert of.config.train.epochs == 2
+        assert str(of.workdir) in line
+
+
+def test_runs_are_weighed_by_what_they_compute():
+    """Separate computes as much as merge-0, that more than merge-3; seeds count alike."""
+    planned = grid.plan(small_grid(seeds=(0, 1)), CONFIG, [], ONE)
+    work = grid._work(planned)
+    of = {variant: work[f"resnet11 {variant} seed 1"] for variant in experiment.VARIANTS}
+    assert of["separate"] == of["merge0"] > of["merge1"] > of["merge2"] > of["merge3"] > 0
+    longer = grid.plan(small_grid(), CONFIG, ["--config.train.epochs=12"], ONE)
+    assert grid._work(longer)["resnet11 merge1 seed 1"] == 2 * of["merge1"]
+
+
+def test_the_papers_grid_has_both_networks_with_their_recipes():
+    """Fifty runs, ResNet-164 at batch 128 and DenseNet-BC-100 at 64."""
+    planned = grid.plan(grid.compose(), CONFIG, [], ONE)
+    assert len(planned) == len({r.workdir for r in planned}) == 50
+    batches = {(r.config.model.arch, r.config.train.batch) for r in planned}
+    assert batches == {("resnet164", 128), ("densenet100", 64)}
+
+
+def test_how_far_a_run_is_comes_from_its_newest_whole_record(tmp_path):
+    """Separate networks count half each; a line that is being written is not read."""
+    config = experiment.compose("separate", "quick")  # 6 epochs
+    config.workdir = str(tmp_path)
+    r = grid.Run("", config, [])
+    assert r.share_done() == 0
+    (tmp_path / "coarse").mkdir()
+    lines = [json.dumps({"epoch": epoch}) for epoch in (1.0, 3.0)]
+    (tmp_path / "coarse" / "metrics.jsonl").write_text("\n".join(lines) + '\n{"epo')
+    assert r.share_done() == 0.25
+
+
+def test_real_runs_of_a_grid_finish(tmp_path, monkeypatch, capsys):
+    """Two seeds of a tiny network on an image folder, trained at once, differ in their results."""
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    registry.register("toy", small.Toy)
+    images = small.image_folder(tmp_path / "images", train=96, test=20)
+    (images / "tree.csv").write_text(
+        "class,parent\nblack,dark\ngrey,dark\nsilver,light\nwhite,light\n"
+    )
+    monkeypatch.setattr(grid, "PROGRAM", (str(Path(__file__).parent / "small_run.py"),))
+    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    monkeypatch.setenv("PYTHONPATH", paths)
+    status = grid.main([
+        "grid", f"--config={CONFIG}:arch=toy4,dataset=folder,epochs=1,batch=8",
+        f"--config.folder={tmp_path / 'runs'}", "--config.variants=('merge1',)",
+        "--config.seeds=(0, 1)", "--jobs=2", "--", f"--config.data.dir={images}",
+        f"--config.data.hierarchy={images / 'tree.csv'}", "--config.data.image_size=8",
+        "--config.data.validation=0.25",
+    ])  # fmt: skip
+    assert status == 0, capsys.readouterr()
+    paths = sorted((tmp_path / "runs").rglob("results.json"))
+    zero, one = (json.loads(path.read_text()) for path in paths)
+    assert (zero["config"]["seed"], one["config"]["seed"]) == (0, 1)
+    assert zero["measures"] != one["measures"]
