@@ -17,6 +17,8 @@ hiercls_jax: hierarchical image classification with merged networks and test-tim
       all flags
   python -m hiercls_jax grid --config=configs/grid.py:cpu
       every variant with every seed, several runs at once; goes on where it was stopped
+  python -m hiercls_jax compare runs/grid-cpu
+      the paper's figures and tables of all these runs, and which of its claims hold
   python -m hiercls_jax adapt --hierarchy=h.json --coarse=pc.npy --fine=pf.npy --out=DIR
       adapt the probabilities of any classifier, from .npy, .npz, CSV or Parquet
   python -m hiercls_jax adapt --help
@@ -35,6 +37,10 @@ def main(argv: list[str]) -> int:
         from hiercls_jax import grid
 
         return grid.main(argv[1:])
+    if argv[1:2] == ["compare"]:
+        from hiercls_jax import compare
+
+        return compare.main(argv[1:])
     if argv[1:2] in (["adapt"], ["predict"], ["export"]):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
         if argv[1] == "adapt":

@@ -24,7 +24,15 @@ def curve(path, tuned=TUNED, errors=ERRORS, title="merge1, seed 0"):
 def scatter(path, name="trees", level="coarse"):
     rng = np.random.default_rng(0)
     p, q = rng.random((2, 30))
-    figures.scatter(path, p, q, (p + q) / 2, (p + q) / 2, p > 0.5, name, level)
+    panels = {"before": (p, q), "after adaptation": ((p + q) / 2, (p + q) / 2)}
+    figures.scatters(path, panels, p > 0.5, name, level)
+
+
+def variants(path):
+    rng = np.random.default_rng(0)
+    by_variant = {"merge-1": rng.random((5, len(ALPHAS))), "separate": rng.random((1, len(ALPHAS)))}
+    of_levels = {"coarse": by_variant, "fine": by_variant}
+    figures.variant_curves(path, ALPHAS, {1: of_levels, 2: of_levels}, "resnet20")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +41,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("drawn")
     curve(path / "curve")
     scatter(path / "scatter")
+    variants(path / "variants")
     return path
 
 
@@ -41,7 +50,7 @@ def text(path) -> str:
     return path.with_suffix(".svg").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["curve", "scatter"])
+@pytest.mark.parametrize("name", ["curve", "scatter", "variants"])
 def test_files_are_valid_images(folder, name):
     """The PNG decodes to an image that is not blank, the SVG parses."""
     with Image.open(folder / f"{name}.png") as image:
@@ -57,12 +66,14 @@ def test_the_same_data_gives_the_same_bytes(folder, tmp_path):
     """Drawn again, every file is the same bytes: no date, no random ids."""
     curve(tmp_path / "curve")
     scatter(tmp_path / "scatter")
+    variants(tmp_path / "variants")
     files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["curve.png", "curve.svg", "scatter.png", "scatter.svg"]
+    names = "curve", "scatter", "variants"
+    assert files == [f"{name}{suffix}" for name in names for suffix in (".png", ".svg")]
     for name in files:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
-    for name in ("curve.svg", "scatter.svg"):
-        root = ET.parse(folder / name).getroot()
+    for name in names:
+        root = ET.parse(folder / f"{name}.svg").getroot()
         assert not list(root.iter("{http://purl.org/dc/elements/1.1/}date"))
     assert figures.plt.get_fignums() == []  # a loop over runs does not fill the memory
 
@@ -71,6 +82,12 @@ def test_the_curve_says_what_it_shows(folder):
     """Levels, the title, and the tuned alpha with its error are written into the figure."""
     for words in ("coarse", "fine", "merge1, seed 0", "α = 1.10", "tuned on validation", "34.50 %"):
         assert words in text(folder / "curve"), words
+
+
+def test_the_variants_figure_says_what_it_shows(folder):
+    """Levels, ensemble sizes and variants are written into the figure."""
+    for words in ("coarse", "fine", "ensemble-1", "ensemble-2", "merge-1", "separate", "α"):
+        assert words in text(folder / "variants"), words
 
 
 def test_the_scatter_says_what_it_shows(folder):

@@ -66,21 +66,64 @@ def alpha_curve(
         _save(figure, path)
 
 
-def scatter(path: Path, p, q, adapted_p, adapted_q, member, name: str, level: str) -> None:
-    """Draw P against Q for one coarse class, before and after adaptation, as in Figure 1.
+def variant_curves(path: Path, alphas, errors: dict, title: str) -> None:
+    """Draw top-1 error against alpha, one panel per level and ensemble size, as in Figure 3.
+
+    A line for each variant, the mean over ensembles, with one standard deviation shaded.
 
     Args:
       path: file to write, without a suffix; `.png` and `.svg` are written.
-      p, q: `[N]`, probability of the class at its own level, and summed over its children.
-      adapted_p, adapted_q: `[N]`, the same after adaptation.
+      alphas: `[A]`.
+      errors: by ensemble size, by level name, by variant, `[ensembles, A]` in percent.
+      title: what was trained.
+    """
+    sizes, levels = list(errors), list(next(iter(errors.values())))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(levels), len(sizes), figsize=(3.4 * len(sizes), 3.1 * len(levels)),
+            squeeze=False, sharex=True, sharey="row",
+        )  # fmt: skip
+        for row, level in enumerate(levels):
+            for column, size in enumerate(sizes):
+                ax = axes[row, column]
+                ax.axvline(1, color="0.75", lw=0.8, zorder=0)
+                for (variant, of), colour in zip(
+                    errors[size][level].items(), cycle(COLOURS), strict=False
+                ):
+                    mean, deviation = of.mean(axis=0), of.std(axis=0, ddof=min(1, len(of) - 1))
+                    ax.plot(alphas, mean, color=colour, lw=1.5, label=variant)
+                    ax.fill_between(
+                        alphas, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0
+                    )
+                if not row:
+                    ax.set_title(f"ensemble-{size}")
+            axes[row, 0].set_ylabel(f"{level}: test error, top-1 (%)")
+            axes[row, 0].set_xlim(0, alphas[-1])
+        for ax in axes[-1]:
+            ax.set_xlabel("α")
+        handles = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]), frameon=False)
+        figure.suptitle(title, fontsize=10)
+        _save(figure, path)
+
+
+def scatters(path: Path, panels: dict, member, name: str, level: str) -> None:
+    """Draw P against Q for one coarse class, a panel each, as in Figure 1.
+
+    Args:
+      path: file to write, without a suffix; `.png` and `.svg` are written.
+      panels: by title, (P, Q) `[N]` each: probability of the class at its own level, and summed
+        over its children.
       member: bool `[N]`, whether a sample belongs to the class.
       name: the class.
       level: the class's level.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 4.6), sharex=True, sharey=True)
-        pairs = ((p, q, "before"), (adapted_p, adapted_q, "after adaptation"))
-        for ax, (x, y, title) in zip(axes, pairs, strict=True):
+        size = 3.6 * len(panels), 4.6
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False
+        )
+        for ax, (title, (x, y)) in zip(axes[0], panels.items(), strict=True):
             ax.plot([0, 1], [0, 1], color="0.75", lw=0.8, zorder=0)
             others, own = f"samples of other {level} classes", f"samples of {name}"
             for mask, colour, label in ((~member, "0.55", others), (member, "#009E73", own)):
@@ -90,8 +133,8 @@ def scatter(path: Path, p, q, adapted_p, adapted_q, member, name: str, level: st
                 )  # fmt: skip
             ax.set(title=title, xlabel=f"P({name})", aspect="equal")
             ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        axes[0].set_ylabel(f"Q: sum over the classes below {name}")
-        handles = axes[0].get_legend_handles_labels()
+        axes[0, 0].set_ylabel(f"Q: sum over the classes below {name}")
+        handles = axes[0, 0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, markerscale=2)
         _save(figure, path)
 

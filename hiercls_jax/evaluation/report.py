@@ -128,12 +128,12 @@ def draw(folder: Path, results: dict, test: Predictions, hierarchy: Hierarchy, t
     q, adapted_q = (metrics.child_sums(levels[-1], parents) for levels in (before, after))
     # The class whose two answers differ most: where there is most to see.
     shown = int(np.argmax(np.abs(before[-2] - q).mean(axis=0)))
-    figures.scatter(
+    figures.scatters(
         folder / "scatter",
-        before[-2][:, shown],
-        q[:, shown],
-        after[-2][:, shown],
-        adapted_q[:, shown],
+        {
+            "before": (before[-2][:, shown], q[:, shown]),
+            "after adaptation": (after[-2][:, shown], adapted_q[:, shown]),
+        },
         test.labels[upper] == shown,
         hierarchy.names[-2][shown],
         upper,

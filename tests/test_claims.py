@@ -1,0 +1,257 @@
+"""Each claim's verdict, on error curves that are built to make it hold, fail, and stay undecided.
+
+An image is right from |alpha - best| < (u - base) / slope on, u being its difficulty: the share of
+wrong images is base + slope · |alpha - best|, exactly, for any base, slope and best.
+"""
+
+import copy
+from functools import cache
+
+import numpy as np
+import pytest
+
+from hiercls_jax.evaluation import claims, ensemble, significance
+from hiercls_jax.evaluation.claims import FAILS, HOLDS, NOT_RUN, UNDECIDED, Network
+from hiercls_jax.evaluation.summary import SIZES, Cell, Summary, alpha_grid
+from hiercls_jax.hierarchy import cifar100
+
+CIFAR = cifar100()
+ALPHAS = alpha_grid(CIFAR)
+IMAGES, SEEDS = 1000, 5
+U = (np.random.default_rng(0).permutation(IMAGES) + 0.5) / IMAGES
+OTHER = (np.random.default_rng(1).permutation(IMAGES) + 0.5) / IMAGES
+
+# Of single networks and of ensembles of 4 (2 lies between): base and slope in percent, of coarse
+# and fine. A best alpha that is a pair is that of every other image.
+ONE = {"base": [40, 50], "slope": [8, 8], "best": [1.1, 0.9], "other": False}
+FOUR = {"base": [35, 45], "slope": [2, 2], "best": [1.2, 0.8], "other": False}
+BASES = {"separate": 0, "merge0": 0, "merge1": -2, "merge2": -2, "merge3": 1}
+
+
+@cache
+def right(base, slope, best, other):
+    """The alphas at which each image is right, uint8 [N, 2]."""
+    best = np.resize(best, IMAGES)
+    reach = (100 * (OTHER if other else U) - base) / max(slope, 1e-9)
+    within = np.abs(ALPHAS - best[:, None]) < reach[:, None]
+    first = within.argmax(axis=1)
+    return np.where(
+        within.any(axis=1)[:, None], np.stack([first, first + within.sum(axis=1)], 1), 0
+    )
+
+
+def build(change=None, seeds=range(SEEDS), arch="resnet20", shift=0) -> Summary:
+    """A summary of all variants in which every claim holds, but for what `change` changes.
+
+    Args:
+      change: called with each network's settings (a dict of variant, size, `base`, …, `costs`).
+      seeds: for which it is called; ensembles are changed if seed 0 is.
+      shift: of all bases.
+    """
+    cells = {}
+    for order, variant in enumerate(claims.VARIANTS):
+        found, costs = {}, []
+        for size in SIZES:
+            sets = []
+            for member in range(len(ensemble.members(SEEDS, size))):
+                one, four = copy.deepcopy(ONE), copy.deepcopy(FOUR)
+                settings = one if size == 1 else four
+                settings |= {"variant": variant, "size": size}
+                settings["base"] = [b + BASES[variant] + shift for b in settings["base"]]
+                if variant == "merge0" and size == 1:  # differs near alpha 0, for coarse alone
+                    settings["slope"][0] = 9
+                settings["costs"] = {
+                    "training_cpu": 100.0 - 10 * order,
+                    "parameters": 1000.0 - 100 * order,
+                }
+                if change is not None and (member if size == 1 else 0) in seeds:
+                    change(settings)
+                sets.append(
+                    [
+                        right(
+                            *(settings[k][v] for k in ("base", "slope", "best")), settings["other"]
+                        )
+                        for v in range(2)
+                    ]
+                )
+                if size == 1:
+                    costs.append(settings["costs"])
+            found[size] = np.array(sets, np.uint8)
+        wrong = {size: ensemble.wrong_counts(f, len(ALPHAS)) for size, f in found.items()}
+        by_name = {name: np.array([c[name] for c in costs]) for name in costs[0]}
+        by_name["on_cpu"] = np.ones(SEEDS)
+        none = np.zeros((0, 21, 2, len(ALPHAS)), np.int64)
+        points = np.zeros((IMAGES, 20, 2), np.uint8)
+        cells[arch, variant] = Cell(
+            arch, variant, tuple(range(SEEDS)), {}, found, {"averaged": wrong}, {}, none, points,
+            by_name,
+        )  # fmt: skip
+    return Summary(CIFAR, np.arange(IMAGES) % 100, ALPHAS, cells)
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    weights = significance.resample_weights(IMAGES, 200)
+    monkeypatch.setattr(significance, "resample_weights", lambda count: weights)
+
+
+def verdict(text: str, summary: Summary) -> claims.Verdict:
+    network = Network(summary, "resnet20")
+    (claim,) = [c for c in claims.claims(network) if c.text.startswith(text)]
+    return claims.decide(claim, network)
+
+
+def change(variants, size=1, **values):
+    """Set some settings of some variants; `base=[3, 3]` is added to what is there."""
+
+    def apply(settings):
+        if settings["variant"] in variants and (settings["size"] == 1) == (size == 1):
+            for name, value in values.items():
+                if name == "base":
+                    settings[name] = [a + b for a, b in zip(settings[name], value, strict=True)]
+                elif name == "costs":
+                    settings[name] = {**settings[name], **value}
+                else:
+                    settings[name] = list(value) if isinstance(value, tuple) else value
+
+    return apply
+
+
+def test_all_hold_where_all_are_true():
+    """The data that the cases below start from makes every claim of one network hold."""
+    found = claims.judge(Network(build(), "resnet20"))
+    assert {v.claim.text: v.verdict for v in found if v.verdict != HOLDS} == {}
+    assert len(found) == 20
+
+
+ALL = claims.VARIANTS
+# What makes each claim false. In all seeds it fails; in every other seed nothing is decided.
+FALSE = {
+    "Adaptation at α = 1 lowers the coarse": change(["merge1"], best=(0, 0.9)),
+    "Adaptation at α = 1 lowers the fine": change(["merge3"], best=(1.1, 0)),
+    "The best α is near 1": change(ALL, best=(1.1, 0.4)),
+    "The best α is slightly above 1 for coarse": change(ALL, best=(0.8, 0.9)),
+    "The best α is slightly below 1 for fine": change(ALL, best=(1.1, 1.2)),
+    "For coarse, sums": change(["separate"], best=(0.8, 0.9)),
+    "For coarse, both": change(["merge2"], best=(1.9, 0.9)),
+    "merge-1 and merge-2 do not differ": change(["merge2"], base=[0, 3]),
+    "separate and merge-0 do not differ": change(["merge0"], base=[3, 0]),
+    "separate and merge-0 differ for coarse": change(["merge0"], slope=(8, 8)),
+    "merge-1 and merge-2 are better than separate": change(["merge1"], base=[10, 10]),
+    "merge-1 and merge-2 are better than merge-3": change(["merge3"], base=[-10, 0]),
+    "±0.1 from the best α": change(["merge1"], slope=(8, 0)),
+    "±0.2 from the best α": change(["merge1"], slope=(0, 8)),
+    "Merging takes less training time": change(["merge3"], costs={"training_cpu": 170.0}),
+    "Merging takes fewer parameters": change(["merge1"], costs={"parameters": 1500.0}),
+}
+
+
+@pytest.mark.parametrize("text", FALSE)
+def test_a_claim_about_networks_fails_or_stays_open_by_seeds(text):
+    """False in all seeds it fails; false in every other one, seeds do not decide."""
+    assert verdict(text, build(FALSE[text])).verdict == FAILS
+    assert verdict(text, build(FALSE[text], seeds=(1, 3))).verdict == UNDECIDED
+
+
+# Of ensembles: what makes the claim false, and what leaves it to chance which images are tested.
+OF_ENSEMBLES = {
+    "That distance from 1 grows": (
+        change(ALL, 4, best=(1.0, 1.0)),
+        change(ALL, 4, best=(1.1, 0.9)),
+    ),
+    "Ensembles lower the error": (
+        change(["merge0"], 4, base=[16, 16]),
+        change(["merge0"], 4, base=[10.4, 10], other=True),
+    ),
+    "Adaptation lowers the error of ensembles": (
+        change(["merge1"], 4, best=(0, 0.8)),
+        change(["merge1"], 4, best=((0, 1), 0.8), slope=(20, 3)),
+    ),
+    "What adaptation gains gets less": (
+        change(["merge1"], 4, slope=(12, 12)),
+        change(["merge1"], 4, best=((0.44, 2.2), (0.34, 1.8)), slope=(16, 16)),
+    ),
+}
+
+
+@pytest.mark.parametrize("text", OF_ENSEMBLES)
+def test_a_claim_about_ensembles_fails_or_stays_open_by_images(text):
+    """False for all images it fails; with as many for it as against it nothing is decided."""
+    false, open_ = OF_ENSEMBLES[text]
+    assert verdict(text, build(false)).verdict == FAILS
+    found = verdict(text, build(open_))
+    assert found.verdict == UNDECIDED, [(r.test.what, r.images, r.verdict) for r in found.results]
+
+
+def test_a_claim_without_its_runs_is_not_run():
+    """Without merge-3, or with one seed where ensembles of four are needed."""
+    summary = build()
+    del summary.cells["resnet20", "merge3"]
+    assert verdict("merge-1 and merge-2 are better than merge-3", summary).verdict == NOT_RUN
+    alone = build()
+    for cell in alone.cells.values():
+        for size in (2, 4):
+            del cell.right[size], cell.wrong["averaged"][size]
+    assert verdict("Ensembles lower the error", alone).verdict == NOT_RUN
+
+
+def test_pairs_are_the_seeds_that_both_have():
+    """Of seeds 0 to 4 and 2 to 6, three differences; their values are those of the same seeds."""
+    summary = build(change(["merge2"], base=[0, 3]), seeds=(2,))
+    cell = summary.cells["resnet20", "merge2"]
+    shifted = {**cell.__dict__, "seeds": (2, 3, 4, 5, 6)}
+    summary.cells["resnet20", "merge2"] = Cell(**shifted)
+    network = Network(summary, "resnet20")
+    assert network.common_seeds(("merge1", "merge2")) == [2, 3, 4]
+    curves = network.of_seeds(("merge1", "merge2"))
+    at = claims.index(ALPHAS, 0.9)
+    difference = curves("merge1", 1, 1)[:, at] - curves("merge2", 1, 1)[:, at]
+    np.testing.assert_allclose(difference, [0, 0, -3], atol=0.1)  # merge-2's third is seed 4
+
+
+def test_resampled_curves_are_those_of_the_images_drawn():
+    """Against the counts of the images of a resample, one by one; their mean is the curve's."""
+    network = Network(build(), "resnet20")
+    weights = significance.resample_weights(IMAGES)
+    of_right = network.cells["merge1"].right[4][:, 1]
+    found = network.resampled("merge1", 1, 4)
+    for b in (0, 7):
+        drawn = np.repeat(np.arange(IMAGES), weights[b].astype(int))
+        counts = ensemble.wrong_counts(of_right[:, drawn], len(ALPHAS))
+        np.testing.assert_allclose(found[b], 100 / IMAGES * counts.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(found.mean(axis=0), network.of_all("merge1", 1, 4), atol=0.3)
+
+
+def test_mcnemar_counts_seeds_in_which_images_differ():
+    """Of five seeds, those two whose error at alpha 1 is far from that at 0."""
+    summary = build(change(ALL, slope=(0.1, 0.1)), seeds=(0, 1, 2))
+    found = verdict("Adaptation at α = 1 lowers the coarse", summary)
+    assert {r.mcnemar for r in found.results} == {(5, 2)}
+
+
+def test_the_optimum_of_a_flat_bottom_is_its_middle():
+    """Ties count alike, on any leading axes."""
+    curves = np.array([[3, 1, 1, 1, 2], [1, 2, 3, 4, 1]])
+    assert claims.optimum(curves, np.arange(5.0)).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"), [(-3, HOLDS), (3, FAILS), (None, NOT_RUN)], ids=["better", "worse", "-"]
+)
+def test_two_networks_beside_each_other(shift, expected):
+    """DenseNet is better or worse by three points; results that are the same are consistent."""
+    summary = build()
+    if shift is not None:
+        summary.cells.update(build(arch="densenet40", shift=shift).cells)
+    networks = [Network(summary, arch) for arch in dict.fromkeys(a for a, _ in summary.cells)]
+    agree, better = claims.judge_both(summary, networks)
+    assert better.verdict == expected
+    assert agree.verdict == (NOT_RUN if shift is None else HOLDS)
+
+
+def test_contradicting_networks_are_not_consistent():
+    """One claim that holds in one network and fails in the other is enough."""
+    summary = build()
+    summary.cells.update(build(FALSE["The best α is near 1"], arch="densenet40").cells)
+    networks = [Network(summary, arch) for arch in ("resnet20", "densenet40")]
+    assert claims.judge_both(summary, networks)[0].verdict == FAILS

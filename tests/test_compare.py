@@ -1,0 +1,180 @@
+"""From runs to a summary, and from the summary alone to the same figures and tables again."""
+
+import csv
+import re
+import shutil
+
+import numpy as np
+import pytest
+from made_up_runs import write_run
+
+from hiercls_jax import compare
+from hiercls_jax.evaluation import summary
+
+VARIANTS = ("separate", "merge1")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two variants, two seeds each, in a grid's folders."""
+    folder = tmp_path_factory.mktemp("grid")
+    for variant in VARIANTS:
+        for seed in (0, 1):
+            cpu = 40.0 + seed if variant == "merge1" else 60.0
+            write_run(folder / "resnet20" / variant / f"seed-{seed}", variant, seed,
+                      training_cpu=cpu)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(runs, tmp_path_factory):
+    """What the command makes of them."""
+    out = tmp_path_factory.mktemp("out") / "all"
+    assert compare.main(["compare", str(runs), f"--out={out}"]) == 0
+    return out
+
+
+def test_the_summary_alone_gives_every_file_again_byte_for_byte(compared, tmp_path):
+    """Figures and tables; the summary itself is not touched."""
+    assert compare.main(["compare", str(compared / "summary.npz"), f"--out={tmp_path}"]) == 0
+    names = {path.name for path in compared.iterdir()}
+    assert names - {"summary.npz"} == {path.name for path in tmp_path.iterdir()}
+    assert {"comparison.md", "error_against_alpha-resnet20.svg", "points-resnet20.svg",
+            "errors.csv", "errors.tex", "ledger.csv"} < names  # fmt: skip
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (compared / path.name).read_bytes(), path.name
+
+
+def table(folder, name) -> list[dict]:
+    with open(folder / f"{name}.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_errors_are_means_over_ensembles_of_the_summarys_counts(compared):
+    """Two single networks and one pair; with standard deviations where there are several."""
+    cell = summary.load(compared / "summary.npz").cells["resnet20", "merge1"]
+    rows = [r for r in table(compared, "errors") if r["variant"] == "merge-1"]
+    assert [(r["ensemble"], r["level"]) for r in rows] == [
+        ("1", "coarse"), ("1", "fine"), ("2", "coarse"), ("2", "fine"),
+    ]  # fmt: skip
+    wrong = 100 / 300 * cell.wrong["averaged"][1][:, 1, 100]
+    assert float(rows[1]["α = 1"]) == pytest.approx(wrong.mean(), abs=0.005)
+    assert float(rows[1]["α = 1, sd"]) == pytest.approx(wrong.std(ddof=1), abs=0.005)
+    tuned = cell.wrong["calibrated"][2][0, 0, cell.tuned["calibrated"][2][0]]
+    assert float(rows[2]["calibrated, tuned"]) == pytest.approx(100 / 300 * tuned, abs=0.005)
+    assert rows[2]["α = 1, sd"] == ""
+
+
+def test_costs_are_those_of_the_records_and_the_networks(compared):
+    """Parameters of both separate networks together; seconds per epoch over seeds."""
+    separate, merged = table(compared, "costs")
+    assert int(separate["parameters"]) > int(merged["parameters"]) > 4e5
+    assert float(merged["s per epoch, cores"]) == pytest.approx(40.5 / 20, abs=0.1)
+    assert float(separate["s per epoch, clock"]) == pytest.approx(60.5 / 20, abs=0.1)
+    assert float(separate["ms per test image"]) == pytest.approx(2000 / 300, abs=0.001)
+
+
+def test_the_ledger_has_every_claim_and_what_was_not_run(compared):
+    """Two variants and two seeds decide what they can; the rest says that it was not run."""
+    rows = {row["claim"]: row for row in table(compared, "ledger")}
+    assert len(rows) == 22
+    assert rows["merge-1 and merge-2 do not differ at α = 1"]["verdict"] == "not run"
+    assert rows["Merging takes less training time than separate networks"]["verdict"] == "holds"
+    assert rows["DenseNet has lower errors than ResNet at α = 1"]["verdict"] == "not run"
+    tests = table(compared, "tests")
+    time = next(t for t in tests if t["difference"] == "merge-1 against separate, training time")
+    assert time["over seeds"] == f"−{100 * (1 - 40.5 / 60):.2f}"
+    assert re.fullmatch(r"[012] of 2", tests[0]["McNemar"])
+
+
+def test_markdown_has_all_tables_and_figures_that_exist(compared):
+    """Every image that it shows lies beside it, and every table is in it."""
+    text = (compared / "comparison.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\]\(([^)]+)\)", text)
+    assert shown
+    assert all((compared / name).exists() for name in shown)
+    for row in table(compared, "control"):
+        assert row["another's sums, random groups"] in text
+
+
+def test_latex_has_no_letter_that_it_does_not_know(compared):
+    """Plain ASCII, as many columns in every row as the table declares."""
+    for path in compared.glob("*.tex"):
+        text = path.read_text(encoding="ascii")
+        columns = re.search(r"begin\{tabular\}\{(\w+)\}", text)[1]
+        for line in text.splitlines():
+            if line.endswith(r"\\"):
+                assert line.count("&") == len(columns) - 1, (path.name, line)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "nan", "not finished", "results"])
+def test_a_damaged_run_is_named_and_left_out(runs, tmp_path, capsys, damage):
+    """The other seed is compared; what was left out, and why, is one line."""
+    shutil.copytree(runs / "resnet20" / "merge1", tmp_path / "runs")
+    bad = tmp_path / "runs" / "seed-1"
+    if damage == "missing":
+        (bad / "predictions.npz").unlink()
+    elif damage == "cut":
+        (bad / "predictions.npz").write_bytes((bad / "predictions.npz").read_bytes()[:9999])
+    elif damage == "nan":
+        with np.load(bad / "predictions.npz") as file:
+            arrays = {k: a.copy() for k, a in file.items()}
+        arrays["test/p_fine"][3, 4] = np.nan
+        np.savez(bad / "predictions.npz", **arrays)
+    elif damage == "not finished":
+        text = (bad / "results.json").read_text()
+        (bad / "results.json").write_text(text.replace('"finished": true', '"finished": false'))
+    else:
+        (bad / "results.json").write_text('{"fini')
+    assert compare.main(["compare", str(tmp_path / "runs")]) == 0
+    out, err = capsys.readouterr()
+    (line,) = err.strip().splitlines()
+    assert line.startswith("left out: ")
+    assert str(bad) in line
+    assert "resnet20 merge1: seeds 0\n" in out
+
+
+def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):
+    """No runs, a run or a cell that is there twice, and seeds of different configs."""
+    one = runs / "resnet20" / "merge1" / "seed-0"
+
+    def error(*arguments) -> str:
+        assert compare.main(["compare", *map(str, arguments), f"--out={tmp_path / 'out'}"]) == 1
+        return capsys.readouterr().err
+
+    (tmp_path / "none").mkdir()
+    assert "holds no finished run" in error(tmp_path / "none")
+    for copy in ("a", "b"):
+        shutil.copytree(one, tmp_path / "twice" / copy)
+    assert "are the same run: resnet20 merge1, seed 0" in error(tmp_path / "twice")
+    changed = tmp_path / "other" / "b"
+    shutil.copytree(one, tmp_path / "other" / "a")
+    shutil.copytree(runs / "resnet20" / "merge1" / "seed-1", changed)
+    text = (changed / "results.json").read_text()
+    (changed / "results.json").write_text(text.replace('"train.epochs": 20', '"train.epochs": 7'))
+    assert "train.epochs differ" in error(tmp_path / "other")
+    assert "is there twice" in error(compared / "summary.npz", runs)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grid_in_parts_compares_like_a_whole_one(runs, compared, tmp_path):
+    """One variant's summary and the other's runs give the same files."""
+    first = tmp_path / "first"
+    shutil.copytree(runs / "resnet20" / "merge1", first)
+    assert compare.main(["compare", str(first)]) == 0
+    rest = runs / "resnet20" / "separate"
+    status = compare.main(["compare", str(first / "summary.npz"), str(rest), f"--out={tmp_path}"])
+    assert status == 0
+    for name in ("errors.csv", "tests.csv", "ledger.csv", "error_against_alpha-resnet20.svg"):
+        assert (tmp_path / name).read_bytes() == (compared / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [([], "nothing to compare"), (["--nonsense=1"], "nonsense")]
+)
+def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
+    """With status 2, and where to look."""
+    assert compare.main(["compare", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert line.endswith("see python -m hiercls_jax compare --help")

@@ -1,0 +1,121 @@
+"""Ensembles: which sets there are, how they are averaged, and where each image is right."""
+
+import math
+
+import numpy as np
+import pytest
+from made_up_runs import made_up
+
+from hiercls_jax.adaptation.tree import adjust_tree
+from hiercls_jax.evaluation import ensemble, metrics
+from hiercls_jax.evaluation.ensemble import Scores
+from hiercls_jax.evaluation.predictions import Predictions
+from hiercls_jax.evaluation.summary import alpha_grid
+from hiercls_jax.hierarchy import Hierarchy, cifar100
+
+CIFAR = cifar100()
+ALPHAS = alpha_grid(CIFAR)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Three networks' predictions of the same 150 images."""
+    return [made_up(CIFAR, 150, seed, data=0) for seed in range(3)]
+
+
+@pytest.mark.parametrize(("count", "size"), [(5, 1), (5, 2), (5, 4), (5, 5), (3, 4)])
+def test_every_set_is_there_once(count, size):
+    """There are binomially many, each of different instances."""
+    sets = ensemble.members(count, size)
+    assert len(sets) == len({frozenset(s) for s in sets}) == math.comb(count, size)
+    assert all(len(set(s)) == size for s in sets)
+
+
+def test_the_coarse_level_does_not_ask_when_it_is_averaged(networks):
+    """Coarse scores agree to float32 rounding before and after; the fine ones do not."""
+    before = ensemble.scores(ensemble.average(networks), CIFAR)
+    after = ensemble.average_scores([ensemble.scores(n, CIFAR) for n in networks])
+    np.testing.assert_allclose(before.target[0], after.target[0], atol=2e-7)
+    np.testing.assert_array_equal(before.original[1], after.original[1])
+    assert np.abs(before.target[1] - after.target[1]).max() > 1e-3
+
+
+def test_an_ensemble_of_copies_is_the_network(networks):
+    """The mean of three equal predictions is that prediction, bit for bit."""
+    same = ensemble.average([networks[0]] * 3)
+    for level, p in networks[0].probs.items():
+        np.testing.assert_array_equal(same.probs[level], p)
+
+
+def test_an_image_is_right_where_its_adapted_argmax_is(networks):
+    """At every alpha of the grid, against the argmax of the interpolated scores in float64."""
+    scores = ensemble.scores(networks[0], CIFAR)
+    right = ensemble.right_alphas(scores, ALPHAS)
+    for level in range(2):
+        first, stop = right[level].T
+        for i, alpha in enumerate(ALPHAS):
+            mixed = (1 - alpha) * scores.original[level].astype(np.float64)
+            mixed += alpha * scores.target[level].astype(np.float64)
+            expected = mixed.argmax(axis=1) == scores.labels[level]
+            found = (first <= i) & (i < stop)
+            assert (found != expected).sum() == 0, (level, alpha)
+    assert 0 < np.mean(right[..., 1] == 0) < 1
+
+
+def test_what_is_never_right_has_no_alphas():
+    """A label whose interval is empty, or lies between two alphas of the grid, is (0, 0)."""
+    original = np.float32([[0.2, 0.8, 0], [0.4, 0.6, 0]])
+    target = np.float32([[0.2, 0.8, 0], [0.39, 0, 0.61]])
+    scores = Scores([original], [target], [np.array([0, 0])])
+    assert ensemble.right_alphas(scores, np.array([0, 1.0, 2.0])).tolist() == [[[0, 0], [0, 0]]]
+
+
+def test_counts_are_those_of_the_runs_of_alphas():
+    """Counted image by image and alpha by alpha, for any leading axes."""
+    rng = np.random.default_rng(3)
+    right = np.sort(rng.integers(0, 8, size=(2, 3, 40, 2)), axis=-1)
+    columns = np.arange(7)
+    within = (right[..., :1] <= columns) & (columns < right[..., 1:])
+    np.testing.assert_array_equal(ensemble.wrong_counts(right, 7), 40 - within.sum(axis=2))
+
+
+def test_calibration_fits_validation_and_keeps_the_order_of_classes(networks):
+    """Each level's likelihood on validation rises, and no prediction changes."""
+    (calibrated,) = ensemble.calibrate(networks[0], [networks[0]])
+    for level, p in networks[0].probs.items():
+        labels = networks[0].labels[level]
+        before, after = (
+            metrics.negative_log_likelihood(x, labels) for x in (p, calibrated.probs[level])
+        )
+        assert after < before - 0.01
+        np.testing.assert_array_equal(p.argmax(axis=1), calibrated.probs[level].argmax(axis=1))
+
+
+def test_alpha_is_the_exact_choice_to_two_decimals():
+    """On data whose best alphas are one interval, the index is that of its midpoint."""
+    original = np.float32([[0.6, 0.4], [0.6, 0.4]])
+    target = np.float32([[0.4, 0.6], [0.4, 0.6]])
+    scores = Scores([original], [target], [np.array([1, 1])])
+    # Right from the crossing at 0.5 to 2: the midpoint is 1.25.
+    assert ALPHAS[ensemble.tuned_alpha(scores, ALPHAS)] == pytest.approx(1.25, abs=0.01)
+
+
+def test_three_levels():
+    """Scores and counts have a level for each of the hierarchy, up to its own largest alpha."""
+    tree = Hierarchy(
+        ("a", "b", "c"),
+        (("x", "y"), ("p", "q", "r"), ("1", "2", "3", "4")),
+        ((0, 0, 1), (0, 1, 2, 2)),
+    )
+    alphas = alpha_grid(tree)
+    assert alphas[-1] == 1.5
+    rng = np.random.default_rng(0)
+    probs = {v: rng.dirichlet(np.ones(n), 20).astype(np.float32) for v, n in zip(
+        tree.levels, tree.sizes, strict=True)}  # fmt: skip
+    labels = dict(zip(tree.levels, tree.labels(rng.integers(4, size=20)), strict=True))
+    scores = ensemble.scores(Predictions(probs, labels), tree)
+    counts = ensemble.wrong_counts(ensemble.right_alphas(scores, alphas), len(alphas))
+    adapted = adjust_tree(list(probs.values()), tree, 1.5)
+    expected = [(np.asarray(p).argmax(axis=1) != y).sum() for p, y in zip(
+        adapted, labels.values(), strict=True)]  # fmt: skip
+    np.testing.assert_array_equal(counts[:, -1], expected)
