@@ -229,9 +229,10 @@ def test_draw_shows_the_class_with_most_to_see(tmp_path, monkeypatch, three):
     hierarchy, test, results = three
     drawn = []
     monkeypatch.setattr(figures, "alpha_curve", lambda *args: drawn.append(args))
-    monkeypatch.setattr(figures, "scatter", lambda *args: drawn.append(args))
+    monkeypatch.setattr(figures, "scatters", lambda *args: drawn.append(args))
     report.draw(tmp_path, results, test, hierarchy, "three levels")
-    (_, alphas, errors, tuned, _), (_, p, q, after_p, after_q, member, name, level) = drawn
+    (_, alphas, errors, tuned, _), (_, panels, member, name, level) = drawn
+    (p, q), (after_p, after_q) = panels.values()
     assert list(errors) == list(hierarchy.levels)
     assert len(alphas) == len(errors["fine"])
     assert tuned is None
