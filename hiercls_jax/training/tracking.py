@@ -80,6 +80,14 @@ class Silent:
     def close(self) -> None: ...
 
 
+def records(folder: Path) -> list[dict]:
+    """Return what a tracker has written to a folder; nothing, where it has written nothing."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def describe(record: dict) -> str:
     """Return a record in words: split, losses, errors in percent, images per second."""
     parts = [f"{record['split']}:"]
