@@ -174,7 +174,7 @@
         const now = rate(level, position);
         const by = change(now - rate(level, START));
         value.textContent = percent(now);
-        delta.textContent = by.text;
+        delta.textContent = data.labelled ? by.text : "";
         delta.className = `delta ${by.kind}`;
         spoken.push(`${data.levels[level]} ${RATE} ${percent(now)}`);
       });
@@ -337,7 +337,10 @@
   function changes() {
     const host = part("changes", ".body");
     const lead = part("changes", ".lead");
-    if (!data.labelled) $("changes").querySelector("h2").textContent = "How far the levels disagree";
+    if (!data.labelled) {
+      $("changes").querySelector("h2").textContent = "How far the levels disagree";
+      $("changes").style.alignSelf = "start"; // it is a short one
+    }
     const most = fixed.reduce((a, b) => Math.max(a, b), broken.reduce((a, b) => Math.max(a, b), 1));
     const rows = !data.labelled ? [] : data.levels.map((name, level) => {
       const kinds = [["good", "✓", "fixed", fixed], ["bad", "✗", "broken", broken]];
@@ -493,7 +496,7 @@
   function classes() {
     let of = 0; // the level whose classes are the rows
     let level = 0; // the level whose errors they are
-    let order = { key: "difference", up: true };
+    let order = { key: "difference", up: data.labelled }; // what changed most comes first
     let rows = [];
     const COLUMNS = [["name", "class"], ["total", NOUN.split(" ").pop()], ["before", "α = 0"], ["now", ""], ["difference", "change"]];
     const heads = COLUMNS.map(([key, text]) => {
