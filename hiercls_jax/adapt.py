@@ -9,14 +9,15 @@
 A table has a row per sample and a column per class: .npy, .npz (file.npz:key where it holds
 several arrays), CSV or Parquet. Columns with names may stand in any order, others are in the
 hierarchy's. Tables are read and written a few thousand rows at a time, so memory does not grow with
-them; with labels it grows by 16 bytes per row and level.
+them; with labels it grows by 16 bytes per row and level, with --report by 40.
 
 Each row of a table is finite, not negative, and sums to 1 within 0.001 (in a ragged hierarchy,
 together with the leaves of the levels above); --logits takes logits instead. Rows count from 0.
 
 DIR appears whole, or not at all: p_LEVEL (adapted probabilities, float32), predictions (a column
 per level: class indices in .npy and .npz, names in CSV and Parquet), report.json and, with labels,
-alpha_curve.png and .svg.
+alpha_curve.png and .svg; with --report, report.html: one page that shows, for any alpha, what
+changes and, with labels, what becomes right and wrong.
 
 Exit status: 0 done; 1 an error that the one line on stderr explains; 2 a wrong command line; 130
 stopped by Ctrl-C, 143 by SIGTERM. Whatever went wrong, nothing is left behind.
@@ -25,6 +26,7 @@ stopped by Ctrl-C, 143 by SIGTERM. Whatever went wrong, nothing is left behind.
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -34,11 +36,20 @@ import numpy as np
 from absl import flags
 
 from hiercls_jax.adaptation.alpha import widest_midpoint
+from hiercls_jax.adaptation.error_curve import StepFunction
 from hiercls_jax.adaptation.rules import RULES
+from hiercls_jax.environment import environment
 from hiercls_jax.errors import UserError
-from hiercls_jax.evaluation import figures, report
+from hiercls_jax.evaluation import figures, page, report
 from hiercls_jax.evaluation.probabilities import LevelTables
-from hiercls_jax.evaluation.streaming import Adapter, error_curve, winning, write_adapted
+from hiercls_jax.evaluation.streaming import (
+    Adapter,
+    error_curve,
+    predicted,
+    scores,
+    winning,
+    write_adapted,
+)
 from hiercls_jax.evaluation.tables import FORMATS, open_table, read_labels
 from hiercls_jax.hierarchy import Hierarchy
 
@@ -57,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{__doc__}\n{options.module_help(__name__)}")
         return 0
     try:
-        print(adapt(options))
+        print(adapt(options, argv[1:]))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -103,6 +114,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define(flags.DEFINE_bool, "logits", False, "The tables hold logits, not probabilities.")
     define(flags.DEFINE_bool, "renormalize", False, "Divide each row by its sum.")
     define(flags.DEFINE_enum, "format", None, "Of what is written; default: as read.", FORMATS)
+    define(flags.DEFINE_bool, "report", False, "Write report.html too: what changed, to look at.")
     define(flags.DEFINE_string, "out", None, "Folder to write, new or empty.")
     flags.register_validator("alpha", _is_alpha, "it is a number, or 'tune'", flag_values=values)
     if "--help" in argv:
@@ -121,8 +133,13 @@ def _is_alpha(text: str | None) -> bool:
     return False
 
 
-def adapt(options: flags.FlagValues) -> str:
-    """Read, check, adapt and write, and return what to tell the user."""
+def adapt(options: flags.FlagValues, command: Sequence[str]) -> str:
+    """Read, check, adapt and write, and return what to tell the user.
+
+    Args:
+      options: the parsed flags.
+      command: the flags as they were given, for the record.
+    """
     hierarchy = Hierarchy.read(options.hierarchy, options.ragged)
     out, base = _check_out(Path(options.out))
     names = _level_files(hierarchy, options)
@@ -145,12 +162,32 @@ def adapt(options: flags.FlagValues) -> str:
         "alpha": alpha,
     }
     if labels is not None:
-        results |= _evaluate(tables, adapter, labels, alpha, options.tune_fraction)
+        intervals = winning(tables, adapter, labels)
+        tuning, test = _parts(tables.rows, alpha is None, options.tune_fraction)
+        results |= _evaluate(hierarchy, adapter.largest_alpha, intervals, tuning, test, alpha)
     with _appearing(out, base) as folder:
         results |= write_adapted(folder, tables, adapter, results["alpha"], formats)
         (folder / "report.json").write_text(json.dumps(results, indent=1) + "\n")
         if labels is not None:
             _draw(folder, results, hierarchy)
+        if options.report:
+            if labels is None:
+                labels, test = predicted(tables, adapter), np.ones(tables.rows, bool)
+                intervals, tuning = winning(tables, adapter, labels), ~test
+            rows = np.flatnonzero(test)
+            shown = page.sample_rows(rows, hierarchy)
+            evidence = page.Evidence(
+                intervals[:, test],
+                labels[-1][test],
+                np.searchsorted(rows, shown),
+                *scores(tables, adapter, shown),
+                adapter.largest_alpha,
+                rows,
+                labelled=options.labels is not None,
+            )
+            apart = tuning.any() and not (tuning & test).any()
+            tuned = [error_curve(i[tuning], adapter.largest_alpha) for i in intervals if apart]
+            _write_page(folder / "report.html", evidence, hierarchy, results, tuned, command)
         written = sorted(path.name for path in folder.iterdir())
     return f"{_describe(results, hierarchy)}\nwrote to {out}: {', '.join(written)}"
 
@@ -253,20 +290,23 @@ def _appearing(out: Path, base: Path):
         raise
 
 
-def _evaluate(tables: LevelTables, adapter: Adapter, labels, alpha, fraction: float) -> dict:
-    """Return alpha, tuned where it is None, and each level's errors, before, after and between."""
-    hierarchy, largest = tables.hierarchy, adapter.largest_alpha
-    intervals = winning(tables, adapter, labels)
-    tuning = np.zeros(tables.rows, bool)
-    if alpha is None:
-        order = np.random.default_rng(SEED).permutation(tables.rows)
-        tuning = order < round(fraction * tables.rows)
+def _parts(rows: int, tune: bool, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return bool `[rows]` twice: which to tune alpha on, and which to measure errors on."""
+    tuning = np.zeros(rows, bool)
+    if tune:
+        order = np.random.default_rng(SEED).permutation(rows)
+        tuning = order < round(fraction * rows)
     test = ~tuning | (fraction == 1)
-    if not test.any() or (alpha is None and not tuning.any()):
+    if not test.any() or (tune and not tuning.any()):
         raise UserError(
-            f"--tune_fraction={fraction:g} of {tables.rows} labelled rows leaves no row to tune "
+            f"--tune_fraction={fraction:g} of {rows} labelled rows leaves no row to tune "
             "alpha on or to measure errors on; use 1 for both on all, or give a number: --alpha=1"
         )
+    return tuning, test
+
+
+def _evaluate(hierarchy: Hierarchy, largest: float, intervals, tuning, test, alpha) -> dict:
+    """Return alpha, tuned where it is None, and each level's errors, before, after and between."""
     results = {"measured_on_rows": int(test.sum()), "tuned_on_rows": int(tuning.sum())}
 
     def errors(rows):
@@ -304,6 +344,36 @@ def _draw(folder: Path, results: dict, hierarchy: Hierarchy) -> None:
     tuned = (results["alpha"], results["test_error"]["tuned"]) if results["tuned_on_rows"] else None
     title = f"{results['measured_on_rows']:,} samples, method {results['method']}"
     figures.alpha_curve(folder / "alpha_curve", np.array(curve["alpha"]), errors, tuned, title)
+
+
+def _write_page(
+    path: Path,
+    evidence: page.Evidence,
+    hierarchy: Hierarchy,
+    results: dict,
+    validation: Sequence[StepFunction],
+    command: Sequence[str],
+) -> None:
+    tuned = results.get("tuned_on_rows", 0)
+    if validation:
+        chosen = f"tuned on {tuned:,} other rows"
+    else:
+        chosen = "tuned on these rows" if tuned else "not tuned"
+    page.write(
+        path,
+        evidence,
+        hierarchy,
+        results["alpha"],
+        f"{results['rows']:,} rows adapted by {results['method']}",
+        chosen=chosen,
+        noun="row",
+        validation=validation,
+        record={
+            "command": shlex.join(["python", "-m", "hiercls_jax", "adapt", *command]),
+            **{key: value for key, value in results.items() if key not in ("curve", "rows")},
+            "environment": environment(),
+        },
+    )
 
 
 def _describe(results: dict, hierarchy: Hierarchy) -> str:

@@ -2,11 +2,8 @@
 
 import json
 import os
-import platform
 import shlex
-import subprocess
 import time
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -14,22 +11,19 @@ from ml_collections import ConfigDict
 
 from hiercls_jax import experiment, huge_pages
 from hiercls_jax.data.dataset import Dataset, Split, cache_folder
+from hiercls_jax.environment import environment
 from hiercls_jax.errors import UserError
-from hiercls_jax.evaluation import predictions, report
+from hiercls_jax.evaluation import page, predictions, report
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.models.summary import format_table, merge_summaries, summarise
-from hiercls_jax.training import parallel
+from hiercls_jax.training import parallel, tracking
 from hiercls_jax.training.loop import Predictor, in_words, newest, train
 from hiercls_jax.training.state import State, create
 
-PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections",
-    "numpy",
-)  # fmt: skip
 OUTPUTS = (  # results.json is written last: where it is, the others are
     "predictions.npz", "hierarchy.json", "alpha_curve.png", "alpha_curve.svg", "scatter.png",
-    "scatter.svg", "results.json",
+    "scatter.svg", "report.html", "results.json",
 )  # fmt: skip
 
 
@@ -112,6 +106,16 @@ def run(
     data.hierarchy.to_json(workdir / "hierarchy.json")
     title = f"{config.variant}, {config.model.arch}, {data.name}, seed {config.seed}"
     report.draw(workdir, results, splits["test"], data.hierarchy, title)
+    page.write_results(
+        workdir / "report.html",
+        splits,
+        data.hierarchy,
+        results,
+        title,
+        images=data.test.images,
+        training={network.name: tracking.records(network.folder) for network in networks},
+        record={key: value for key, value in record.items() if key not in (*results, "input")},
+    )
     _write_json(workdir / "results.json", record)
     print(f"\ntrained in {in_words(record['seconds']['training'])}\n")
     print(report.format_table(results, data.hierarchy))
@@ -199,17 +203,6 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def environment() -> dict:
-    """Return what the numbers depend on: versions, commit, hardware."""
-    return {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in PACKAGES},
-        "commit": _commit(),
-        "devices": parallel.describe_devices(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-
-
 def _trained(network: experiment.Network, data: Dataset, resume: bool) -> tuple[State, dict]:
     if resume:
         return train(
@@ -238,19 +231,6 @@ def _start_line(config: ConfigDict, data: Dataset) -> str:
 
 def _leaves(state: State):
     return jax.tree.leaves(state.params)
-
-
-def _commit() -> str | None:
-    """Return the commit of the source tree, marked where it has changes, or None outside git."""
-    here = Path(__file__).parent
-    try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return out.stdout.strip()
 
 
 def _write_json(path: Path, value) -> None:

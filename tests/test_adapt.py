@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_up import page_data, unpacked
 
 from hiercls_jax import __main__, adapt
 from hiercls_jax.adaptation.alpha import alpha_search
@@ -611,6 +612,69 @@ def test_nothing_appears_before_all_is_there(inputs, capsys, monkeypatch):
     monkeypatch.setattr(adapt, "_draw", seen)
     succeeds(capsys, *BASE, "--labels=y.npy")
     assert Path("out").exists()
+
+
+# The page.
+
+
+@pytest.mark.parametrize(
+    ("hierarchy", "method", "largest"),
+    [(TWO, "kl", 2), (THREE, "kl", 1.5), (RAGGED, "top_down", 1)],
+)
+def test_the_page_has_the_numbers_of_the_report(tmp_path, capsys, hierarchy, method, largest):
+    """`--report` writes a page whose errors, at every setting, are those of report.json.
+
+    With a part of the rows' scores alone, from several chunks of the tables.
+    """
+    levels, labels = probabilities(hierarchy)
+    hierarchy.to_json(tmp_path / "h.json")
+    np.save(tmp_path / "y.npy", labels)
+    tables = []
+    for level, p in zip(hierarchy.levels, levels, strict=True):
+        np.save(tmp_path / f"{level}.npy", p)
+        tables.append(f"--level={level}={level}.npy")
+    flags = ("--hierarchy=h.json", *tables, "--labels=y.npy", f"--method={method}", "--out=out")
+    assert "report.html" in succeeds(capsys, *flags, "--report")
+    results = json.loads(Path("out/report.json").read_text())
+    data = page_data(Path("out/report.html").read_text())
+    shape = hierarchy.num_levels, len(data["totals"]), len(data["alphas"])
+    rates = unpacked(data["wrong"], *shape).sum(axis=1) / results["measured_on_rows"]
+    settings = {
+        "alpha=0": 0,
+        "alpha=1": 1,
+        f"alpha={largest:g}": largest,
+        "tuned": results["alpha"],
+    }
+    for setting, alpha in settings.items():
+        wanted = list(results["test_error"][setting].values())
+        assert rates[:, data["alphas"].index(alpha)].tolist() == wanted
+    measured = np.random.default_rng(adapt.SEED).permutation(N) >= N // 2
+    for card in data["gallery"]["cards"]:
+        assert measured[card["row"]]
+        assert labels[card["row"]] == card["label"]
+        tops = [p[card["row"]].argmax() for p in streaming.cuts(levels, hierarchy)]
+        assert [best[0] for best, *_ in card["before"]] == tops
+    assert data["chosen"] == f"tuned on {N // 2} other rows"
+    assert len(data["validation"]) == hierarchy.num_levels
+    command = " ".join(["python -m hiercls_jax adapt", *flags, "--report"])
+    assert data["record"]["command"] == command
+
+
+def test_the_page_without_labels(inputs, capsys):
+    """It counts changed predictions in place of errors: as many as the report has."""
+    levels, _ = inputs
+    succeeds(capsys, *BASE, "--alpha=1.4", "--report")
+    results = json.loads(Path("out/report.json").read_text())
+    data = page_data(Path("out/report.html").read_text())
+    assert not data["labelled"]
+    assert data["gallery"] is None
+    shape = 2, len(data["totals"]), len(data["alphas"])
+    changed = unpacked(data["wrong"], *shape).sum(axis=1) / N
+    assert changed[:, 0].tolist() == [0, 0]
+    wanted = list(results["changed_predictions"].values())
+    assert changed[:, data["chosen_at"]].tolist() == wanted
+    predicted = np.bincount(levels[1].argmax(axis=1), minlength=TWO.sizes[1])
+    assert data["totals"] == predicted.tolist()
 
 
 # The program.

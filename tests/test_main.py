@@ -15,6 +15,7 @@ import pytest
 import small
 from absl import flags
 from absl.testing import flagsaver
+from made_up import page_data
 
 from hiercls_jax import main, run
 from hiercls_jax.evaluation import predictions
@@ -181,7 +182,7 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path
         assert re.search(rf"{level}: 2 steps of 8 .* images/s on 4 x cpu: about \d+ s", out), out
     assert sorted(path.name for path in work.iterdir()) == [
         "alpha_curve.png", "alpha_curve.svg", "coarse", "config.json", "fine", "hierarchy.json",
-        "predictions.npz", "results.json", "scatter.png", "scatter.svg",
+        "predictions.npz", "report.html", "results.json", "scatter.png", "scatter.svg",
     ]  # fmt: skip
     for level in ("coarse", "fine"):
         assert sorted(path.name for path in (work / level).iterdir()) == [
@@ -200,6 +201,13 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path
     assert results["environment"]["jax"] == jax.__version__
     assert {"commit", "python", "devices", "machine"} <= set(results["environment"])
     assert min(results["seconds"].values()) > 0
+    data = page_data((work / "report.html").read_text())
+    assert [data["record"][key] for key in ("command", "config", "environment")] == [
+        results[key] for key in ("command", "config", "environment")
+    ]
+    assert list(data["training"]) == ["coarse", "fine"]
+    assert data["training"]["fine"][-1]["epoch"] == 1
+    assert (data["validation"], data["chosen"]) == ([], "not tuned: no validation")
     assert results["parameters"] == sum(
         leaf.size for level in ("coarse", "fine") for leaf in saved_parameters(work / level)
     )

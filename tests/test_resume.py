@@ -149,8 +149,8 @@ def test_a_run_leaves_every_file_and_says_that_it_is_finished(images, runs):
     left = {path.name for path in runs["whole"].iterdir()}
     assert left == {
         "alpha_curve.png", "alpha_curve.svg", "checkpoints", "config.json", "hierarchy.json",
-        "metrics.jsonl", "predictions.npz", "results.json", "scatter.png", "scatter.svg",
-        "tensorboard",
+        "metrics.jsonl", "predictions.npz", "report.html", "results.json", "scatter.png",
+        "scatter.svg", "tensorboard",
     }  # fmt: skip
     before = (runs["whole"] / "results.json").read_bytes()
     status, out = finish(start(images, runs["whole"]))

@@ -52,6 +52,17 @@ def test_a_record_at_the_checkpoint_is_kept(folder):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_records_are_read_up_to_a_cut(folder, tmp_path):
+    """What was written comes back, up to a line that a kill has cut; without a file, nothing."""
+    content = (folder / "metrics.jsonl").read_bytes()
+    written = lines(folder)
+    assert tracking.records(folder) == written
+    for cut in (2, 10):
+        (folder / "metrics.jsonl").write_bytes(content[:-cut])
+        assert tracking.records(folder) == written[:-1]
+    assert tracking.records(tmp_path / "nothing") == []
+
+
 def test_a_line_cut_anywhere_is_repaired(folder):
     """However many bytes of the last line reached the disk, the resumed file is whole."""
     content = (folder / "metrics.jsonl").read_bytes()

@@ -86,6 +86,40 @@ def winning(tables: LevelTables, adapter: Adapter, labels: Sequence[np.ndarray])
     return intervals
 
 
+def predicted(tables: LevelTables, adapter: Adapter) -> list[np.ndarray]:
+    """Return int32 `[N]` per level: the most probable class before adaptation, in its cut."""
+    classes = [np.empty(tables.rows, np.int32) for _ in tables.tables]
+    for rows, levels in _chunks("predicting", tables, adapter.size):
+        for found, p in zip(classes, cuts(levels, tables.hierarchy), strict=True):
+            found[rows] = p.argmax(axis=1)
+    return classes
+
+
+def scores(
+    tables: LevelTables, adapter: Adapter, rows: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the probabilities of some samples and their target, over every level's cut.
+
+    Args:
+      tables: N samples on L levels.
+      adapter: for them.
+      rows: integer `[M]` in `[0, N)`, increasing, M > 0.
+
+    Returns:
+      Twice L arrays `[M, K_l]`.
+    """
+    found = []  # by chunk
+    for chunk, levels in _chunks("sampling", tables, adapter.size):
+        here = rows[(rows >= chunk.start) & (rows < chunk.stop)] - chunk.start
+        pairs = (cuts(p, tables.hierarchy) for p in (levels, adapter.target(levels)))
+        found.append([[p[here] for p in cut] for cut in pairs])
+    before, target = (
+        [np.concatenate(chunks) for chunks in zip(*levels, strict=True)]
+        for levels in zip(*found, strict=True)
+    )
+    return before, target
+
+
 def error_curve(intervals: np.ndarray, largest: float) -> StepFunction:
     """Return the error against alpha in [0, largest] of samples right on `intervals`, `[N, 2]`."""
     low, high = intervals[intervals[:, 0] <= intervals[:, 1]].T

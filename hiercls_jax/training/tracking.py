@@ -80,6 +80,11 @@ class Silent:
     def close(self) -> None: ...
 
 
+def records(folder: Path) -> list[dict]:
+    """Return what a tracker has written to a folder; nothing, where it has written nothing."""
+    return [record for _, record in _whole_lines(folder / "metrics.jsonl")]
+
+
 def describe(record: dict) -> str:
     """Return a record in words: split, losses, errors in percent, images per second."""
     parts = [f"{record['split']}:"]
@@ -96,13 +101,24 @@ def describe(record: dict) -> str:
 def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            break  # cut mid-line by a kill; what follows a cut is younger than the checkpoint
+    kept = [line + "\n" for line, record in _whole_lines(path) if record["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _whole_lines(path: Path) -> list[tuple[str, dict]]:
+    """Return each line and its record, up to one that a kill has cut; none without a file.
+
+    What follows a cut is younger than the newest checkpoint.
+    """
+    found = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+                int(record["step"])
+            except (ValueError, KeyError, TypeError):
+                break
+            found.append((line, record))
+    return found

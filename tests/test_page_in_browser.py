@@ -1,0 +1,356 @@
+"""The page in a real browser, a headless Chromium from the system's packages.
+
+Every page here is opened from disk with the network cut off, and must ask for nothing but itself
+and say nothing on the console.
+"""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from made_up import THREE, predictions
+
+from hiercls_jax.evaluation import page, report
+from hiercls_jax.hierarchy import cifar100
+
+try:
+    from playwright import sync_api
+except ImportError:  # collected, though not run, with the other tests
+    sync_api = None
+
+pytestmark = pytest.mark.browser
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
+DESKTOP, PHONE = (1200, 800), (360, 740)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, with a profile of its own that is removed afterwards."""
+    if sync_api is None:
+        pytest.skip("there is no playwright; install the extra `browser`")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no Chromium; install the system's package `chromium`")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """A page of two levels, one of three, and their results, as a run writes them."""
+    folder = tmp_path_factory.mktemp("reports")
+    epochs = [
+        {"split": split, "epoch": e, "loss_coarse": 3 / e, "loss_fine": 4 / e, "error_coarse": 0.5}
+        for split in ("train", "validation")
+        for e in range(1, 9)
+    ]
+    written = {}
+    for name, hierarchy in (("two", cifar100()), ("three", THREE)):
+        splits = {
+            split: predictions(hierarchy, 1000, seed)
+            for seed, split in enumerate(("test", "validation"))
+        }
+        results = json.loads(json.dumps(report.evaluate(splits, hierarchy)))
+        page.write_results(
+            folder / f"{name}.html", splits, hierarchy, results, f"made up, {name} levels",
+            images=None if name == "three" else small_images(1000),
+            training={"merge1": epochs},
+            record={"command": "python -m hiercls_jax.main", "config": {"seed": 0}},
+        )  # fmt: skip
+        written[name] = (folder / f"{name}.html", hierarchy, results)
+    return written
+
+
+def small_images(count: int):
+    """Plain images, each of another colour."""
+    return np.broadcast_to(
+        np.random.default_rng(0).integers(0, 256, (count, 1, 1, 3), np.uint8), (count, 8, 8, 3)
+    )
+
+
+@pytest.fixture
+def opened(browser):
+    """`opened(path, size, scheme)`: the page there, and nothing asked for or complained of."""
+    complaints, requests, contexts = [], [], []
+
+    def open_(path, size=DESKTOP, scheme="light"):
+        width, height = size
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
+        )
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(path.as_uri())
+        shows(tab, re.compile(r"\d\.\d\d"))
+        return tab
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in requests if url.startswith("file:")]) == len(contexts)
+
+
+def shows(tab, alpha) -> None:
+    """Wait until the page shows this alpha. (What waits for a script, the page's policy stops.)"""
+    sync_api.expect(tab.locator("#value")).to_have_text(alpha)
+
+
+def move(tab, alpha: float) -> None:
+    """Put the slider on an alpha, as a pointer would, and wait until the page has followed."""
+    tab.evaluate(
+        """alpha => {
+          const data = JSON.parse(document.getElementById("data").textContent);
+          const slider = document.getElementById("alpha");
+          slider.value = data.alphas.indexOf(alpha);
+          slider.dispatchEvent(new Event("input", {bubbles: true}));
+          return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+        }""",
+        alpha,
+    )
+
+
+def column(tab, key: str) -> list[str]:
+    """What a column of the table of classes says, from above."""
+    head = tab.locator(f"#classes thead th.{key}")
+    index = head.evaluate("th => [...th.parentElement.children].indexOf(th) + 1")
+    return tab.locator(f"#classes tbody tr > :nth-child({index})").all_text_contents()
+
+
+@pytest.mark.parametrize("name", ["two", "three"])
+def test_the_slider_shows_the_numbers_of_the_results(opened, reports, name):
+    """At 0, 1, the largest and the tuned alpha every level's error is that of `results.json`.
+
+    The page opens at the tuned one.
+    """
+    path, hierarchy, results = reports[name]
+    tab = opened(path)
+    largest = 2 if name == "two" else 1.5
+    settings = [("tuned", None), ("alpha=0", 0), ("alpha=1", 1), (f"alpha={largest:g}", largest),
+                ("tuned", results["alpha"])]  # fmt: skip
+    for setting, alpha in settings:
+        if alpha is not None:
+            move(tab, alpha)
+        shown = results["alpha"] if alpha is None else alpha
+        assert tab.locator("#value").text_content() == f"{shown:.2f}"
+        for level, error in enumerate(results["test_error"][setting].values()):
+            text = tab.locator(f"#rate-{level}").text_content()
+            assert text == f"{100 * error:.2f} %"  # of 1000 samples: never a tie
+    assert len(results["test_error"][setting]) == hierarchy.num_levels
+
+
+def test_everything_moves_with_the_slider(opened, reports):
+    """Counts, points, cursor, table, tree, and what is read aloud follow it."""
+    path, _, results = reports["two"]
+    tab = opened(path)
+
+    def seen():
+        return {
+            "fixed": tab.locator("#fixed-0").text_content(),
+            "broken": tab.locator("#broken-1").text_content(),
+            "apart": tab.locator("#apart").text_content(),
+            "points": tab.evaluate("document.querySelector('#scatter canvas').toDataURL()"),
+            "cursor": tab.locator("#curves .dot").first.get_attribute("cx"),
+            "table": sorted(tab.locator("#classes tbody tr").all_text_contents()),
+            "tree": tab.locator("#tree .figures").first.text_content(),
+            "spoken": tab.locator("#alpha").get_attribute("aria-valuetext"),
+            "meter": tab.locator("#changes .meter i").get_attribute("style"),
+        }
+
+    tuned = seen()
+    move(tab, 0)
+    start = seen()
+    assert {key for key in tuned if tuned[key] == start[key]} == set()
+    assert (start["fixed"], start["broken"]) == ("0", "0")
+    assert set(column(tab, "difference")) == {"±0"}
+    move(tab, 1)
+    assert seen()["apart"] == "0.000"  # the levels agree: all points are on the diagonal
+    move(tab, results["alpha"])
+    assert seen() == tuned
+
+
+def test_the_keyboard_moves_the_slider(opened, reports):
+    """From a fresh page, Tab reaches the slider; arrows, Home and End move it."""
+    path, _, results = reports["two"]
+    tab = opened(path)
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.id") == "alpha"
+    errors = results["test_error"]
+    for key, alpha, setting in (("Home", "0.00", "alpha=0"), ("End", "2.00", "alpha=2")):
+        tab.keyboard.press(key)
+        shows(tab, alpha)
+        assert tab.locator("#rate-1").text_content() == f"{100 * errors[setting]['fine']:.2f} %"
+    tab.keyboard.press("ArrowLeft")
+    shows(tab, "1.99")
+    tab.keyboard.press("Tab")  # to the buttons of some alphas, the first of which is 0
+    tab.keyboard.press("Enter")
+    shows(tab, "0.00")
+
+
+def test_a_curve_can_be_pointed_at(opened, reports):
+    """A click into a curve moves the slider to that alpha."""
+    tab = opened(reports["two"][0])
+    box = tab.locator("#curves .plot").nth(1).bounding_box()
+    dot = tab.locator("#curves .dot").nth(1)
+    tab.mouse.click(box["x"] + box["width"] * 0.8, box["y"] + box["height"] / 2)
+    shows(tab, re.compile(r"1\.[5-9]\d"))
+    assert float(dot.get_attribute("cx")) == pytest.approx(box["width"] * 0.8, abs=4)
+
+
+def test_the_table_sorts(opened, reports):
+    """By any column, up and down, by keyboard too; for any level's classes and errors."""
+    path, hierarchy, _ = reports["two"]
+    tab = opened(path)
+
+    def numbers(key):
+        texts = column(tab, key)
+        return [float(re.sub("▼ ", "-", text).strip("▲ ±").replace(",", "")) for text in texts]
+
+    assert numbers("difference") == sorted(numbers("difference"))  # what gained most comes first
+    for key, first_up in (("before", True), ("now", True), ("total", False)):
+        button = tab.locator(f"#classes th.{key} button")
+        for up in (first_up, not first_up):
+            button.press("Enter")
+            assert numbers(key) == sorted(numbers(key), reverse=not up)
+            head = tab.locator(f"#classes th.{key}")
+            assert head.get_attribute("aria-sort") == ("ascending" if up else "descending")
+    assert tab.locator("#classes th[aria-sort]").count() == 1
+    move(tab, 0.5)  # once the slider rests, the order is that of the new numbers
+    tab.locator("#classes th.now button").click()
+    move(tab, 2)
+    assert numbers("now") != sorted(numbers("now"))
+    tab.wait_for_timeout(600)  # twice what the page waits
+    assert numbers("now") == sorted(numbers("now"))
+    tab.locator("#classes th.name button").click()
+    assert column(tab, "name") == sorted(hierarchy.names[0], key=str.lower)
+    tab.locator("#classes .group button", has_text="fine").first.click()
+    assert len(column(tab, "name")) == 100
+
+
+@pytest.mark.parametrize("name", ["two", "three"])
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_nothing_overflows(opened, reports, name, size):
+    """The page is as wide as the window, opened up in every way, and so is each part in it."""
+    tab = opened(reports[name][0], size)
+    tab.get_by_role("button", name="Open all").click()
+    tab.get_by_role("button", name="✗ broken").click()
+    for summary in tab.locator("#record summary").all():
+        summary.click()
+    width, *wider = tab.evaluate(
+        """() => [
+          document.documentElement.scrollWidth,
+          ...[...document.querySelectorAll("section, #bar, .card, .scroll, details, svg")]
+            .filter(e => e.scrollWidth > e.clientWidth + 1
+                         || e.getBoundingClientRect().right > innerWidth + 0.5)
+            .map(e => (e.closest("section") ?? e).id + " " + e.className)
+        ]"""
+    )
+    assert width == size[0]
+    assert wider == []
+
+
+def test_dark_mode_is_dark(opened, reports):
+    """Ground, cards and points have other colours, and text stands out on both grounds."""
+    contrasts = {}
+    for scheme in ("light", "dark"):
+        tab = opened(reports["two"][0], scheme=scheme)
+        contrasts[scheme] = tab.evaluate(
+            """() => {
+              const light = css => {
+                const [r, g, b] = css.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+                  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+              };
+              const card = getComputedStyle(document.querySelector("section")).backgroundColor;
+              const [ground, texts] = [light(card), {}];
+              for (const s of ["h2", ".lead", "td.better", "td.worse", "#tree small"]) {
+                const found = document.querySelector(s);
+                if (!found) continue;
+                const text = light(getComputedStyle(found).color);
+                texts[s] = (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+              }
+              return [ground, texts];
+            }"""
+        )
+    assert contrasts["light"][0] > 0.9
+    assert contrasts["dark"][0] < 0.05
+    for _, texts in contrasts.values():
+        assert {"h2", ".lead", "td.better"} <= set(texts)
+        assert min(texts.values()) > 4.5  # of WCAG 2.2, level AA
+
+
+def test_the_hierarchy_opens(opened, reports):
+    """Branch by branch, down to the leaves, each with its error; and by keyboard."""
+    path, hierarchy, results = reports["three"]
+    tab = opened(path)
+    tree = tab.locator("#tree")
+    assert tree.locator(".name").count() == 1 + hierarchy.sizes[0]
+    tree.locator("summary", has_text="rodent").press("Enter")
+    tree.locator("summary", has_text="mouse").press("Enter")
+    tree.locator(".leaf", has_text="dormouse").wait_for(state="visible")
+    tab.get_by_role("button", name="Open all").click()
+    assert tree.locator(".name").count() == 1 + sum(hierarchy.sizes)
+    whole = tree.locator(".figures").first.text_content()
+    for level, error in results["test_error"]["tuned"].items():
+        assert re.search(rf"{level} [\d.]+ → {100 * error:.1f} %", whole), whole
+    tab.get_by_role("button", name="Close all").click()
+    assert tree.locator("details[open] > summary .name").all_text_contents() == ["all1,000"]
+
+
+def test_the_gallery_has_images_and_both_kinds(opened, reports):
+    """Cards of what was fixed and broken, on any level, more of them when asked."""
+    tab = opened(reports["two"][0])
+    gallery = tab.locator("#gallery")
+    leads = set()
+    for level in ("coarse", "fine"):
+        for kind in ("fixed", "broken"):
+            gallery.get_by_role("button", name=level).click()
+            gallery.get_by_role("button", name=kind).click()
+            leads.add(gallery.locator(".lead").text_content())
+            assert (
+                f"whose {level} prediction adaptation {kind}"
+                in gallery.locator(".lead").text_content()
+            )
+            first = gallery.locator(".card").first.locator(".opinions").nth(int(level == "fine"))
+            tops = first.locator("ol > li:first-child")
+            right = [(top.get_attribute("class") == "true") for top in tops.all()]
+            assert right == ([False, True] if kind == "fixed" else [True, False])
+    assert len(leads) == 4
+    assert gallery.locator("img").first.evaluate("image => image.naturalWidth") == 8
+    gallery.locator(".more").click()
+    assert gallery.locator(".card").count() == 24
+
+
+def test_without_labels(opened, tmp_path):
+    """What is left says what changes; errors, the gallery and reliability are not there."""
+    split = predictions(THREE, 100)
+    whole = page.Evidence.of(split, THREE)
+    before = [p.argmax(axis=1) for p in whole.before]
+    intervals = np.stack(
+        [page.winning_intervals(*level, whole.largest)
+         for level in zip(whole.before, whole.target, before, strict=True)]
+    )  # fmt: skip
+    evidence = page.Evidence(
+        intervals, before[-1], whole.rows, whole.before, whole.target, whole.largest, labelled=False
+    )
+    page.write(tmp_path / "p.html", evidence, THREE, 1.0, "no labels", chosen="given", noun="row")
+    tab = opened(tmp_path / "p.html", PHONE)
+    after = whole.target
+    for level, (b, a) in enumerate(zip(before, after, strict=True)):
+        changed = np.mean(b != np.asarray(a).argmax(axis=1))
+        assert tab.locator(f"#rate-{level}").text_content() == f"{100 * changed:.2f} %"
+    for section in ("gallery", "reliability", "measures", "training", "record"):
+        assert tab.locator(f"#{section}").count() == 0
+    assert tab.evaluate("document.documentElement.scrollWidth") == PHONE[0]
+    assert "error" not in tab.locator("main").text_content()
