@@ -21,6 +21,7 @@ from hiercls_jax.errors import UserError
 from hiercls_jax.hierarchy import Hierarchy, cifar100
 from hiercls_jax.models import registry
 from hiercls_jax.models.branched import Branched
+from hiercls_jax.training import parallel
 from hiercls_jax.training.loop import Schedule
 from hiercls_jax.training.optimizer import make_optimizer
 from hiercls_jax.training.step import Task
@@ -153,6 +154,7 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
 
     config.run = ConfigDict()  # how a run is carried out; nothing here changes its result
     config.run.cpu_devices = config_dict.placeholder(int)  # of each process; one per core if unset
+    config.run.streaming = False  # read images of a folder when they are needed: too many to hold
     config.run.log_every = 50  # steps between training records
     config.run.save_minutes = 10.0  # between checkpoints, besides one after every epoch
     return config.lock()
@@ -202,6 +204,11 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             "data.dataset=folder needs --config.data.dir (the folder with train/ and test/) and "
             "--config.data.image_size (pixels that images are resized to, such as 32)"
+        )
+    if config.run.streaming and kind != "folder":
+        raise ConfigError(
+            f"run.streaming is for image folders, data.dataset=folder; {config.data.dataset} is "
+            "held in memory"
         )
     if kind in ("embedded", "cifar100") and config.data.image_size not in (None, 32):
         raise ConfigError(
@@ -302,7 +309,11 @@ def load_data(config: ConfigDict) -> Dataset:
     elif kind == "folder":
         from hiercls_jax.data import folder
 
-        splits, classes = folder.read(data.dir, hierarchy, data.image_size), hierarchy.sizes[-1]
+        if config.run.streaming:
+            splits = folder.stream(data.dir, hierarchy, data.image_size, parallel.on_first)
+        else:
+            splits = folder.read(data.dir, hierarchy, data.image_size)
+        classes = hierarchy.sizes[-1]
     elif kind == "cifar100":
         from hiercls_jax.data import cifar100 as source
 
