@@ -35,13 +35,29 @@ class Worker:
 
     def __exit__(self, *_):
         """Let the worker end."""
+        self.close()
+        self.wait()
+
+    def close(self) -> None:
+        """Ask no more."""
         self._process.stdin.close()
+
+    def wait(self) -> None:
+        """Wait until the worker has ended."""
         self._process.wait()
 
     def ask(self, question: str = "turn"):
         """Return the worker's answer, once it has it."""
+        self.tell(question)
+        return self.hear()
+
+    def tell(self, question: str) -> None:
+        """Ask, and do not wait for the answer: `hear` does."""
         self._process.stdin.write(question + "\n")
         self._process.stdin.flush()
+
+    def hear(self):
+        """Return the worker's answer to what it was told, once it has it."""
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self._process.args[2:]} ended with {self._process.wait()}")
