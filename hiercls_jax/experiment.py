@@ -154,7 +154,7 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
 
     config.run = ConfigDict()  # how a run is carried out; nothing here changes its result
     config.run.cpu_devices = config_dict.placeholder(int)  # of each process; one per core if unset
-    config.run.streaming = False  # read images of a folder when they are needed: too many to hold
+    config.run.streaming = False  # folder, tfds: read images when needed, as too many to hold
     config.run.log_every = 50  # steps between training records
     config.run.save_minutes = 10.0  # between checkpoints, besides one after every epoch
     return config.lock()
@@ -205,10 +205,10 @@ def check(config: ConfigDict) -> None:
             "data.dataset=folder needs --config.data.dir (the folder with train/ and test/) and "
             "--config.data.image_size (pixels that images are resized to, such as 32)"
         )
-    if config.run.streaming and kind != "folder":
+    if config.run.streaming and kind not in ("folder", "tfds"):
         raise ConfigError(
-            f"run.streaming is for image folders, data.dataset=folder; {config.data.dataset} is "
-            "held in memory"
+            "run.streaming is for data.dataset=folder and tfds:NAME, which may be too large to "
+            f"hold; {config.data.dataset} is not"
         )
     if kind in ("embedded", "cifar100") and config.data.image_size not in (None, 32):
         raise ConfigError(
@@ -321,7 +321,11 @@ def load_data(config: ConfigDict) -> Dataset:
     else:
         from hiercls_jax.data import tfds_source
 
-        splits = tfds_source.read(name, data.dir, data.label_key, hierarchy, data.image_size)
+        where = (name, data.dir, data.label_key, hierarchy, data.image_size)
+        if config.run.streaming:
+            splits = tfds_source.stream(*where, parallel.on_first)
+        else:
+            splits = tfds_source.read(*where)
         classes = hierarchy.sizes[-1]
     if hierarchy.num_levels < 2:
         raise ConfigError("a hierarchy of one level has nothing to merge or adapt; it needs two")

@@ -190,7 +190,7 @@ def test_a_config_is_locked():
         ({"run__log_every": 0}, "run.log_every is at least 1"),
         ({"run__cpu_devices": 0}, "run.cpu_devices is at least 1"),
         ({"run__save_minutes": 0.0}, "run.save_minutes is above 0"),
-        ({"run__streaming": True}, "run.streaming is for image folders"),
+        ({"run__streaming": True}, "run.streaming is for data.dataset=folder"),
         ({"seed": -1}, r"seed is an integer from 0 to 2\*\*32 - 1, not -1"),
         ({"seed": 2**32}, r"seed is an integer from 0 to 2\*\*32 - 1"),
         ({"data__validation_seed": -1}, "data.validation_seed is an integer from 0"),

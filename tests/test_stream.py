@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from small import HIERARCHY, image_folder, schedule, split, task
 
+from hiercls_jax import predictor
 from hiercls_jax.data import folder, stream
 from hiercls_jax.data.dataset import DataError, Dataset, hold_out
 from hiercls_jax.training import parallel
@@ -211,7 +212,7 @@ def test_images_are_looked_at_once(root, monkeypatch):
     """A second start decodes nothing; after a change to a file, everything is looked at again."""
     before = folder.stream(root, HIERARCHY, 8)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "image_sums", None)
+        patch.setattr(folder, "look_at", None)
         again = folder.stream(root, HIERARCHY, 8)
     for name in before:
         np.testing.assert_array_equal(before[name].sums(), again[name].sums())
@@ -224,14 +225,41 @@ def test_one_process_looks_for_all(root, monkeypatch):
     """The others take what it found, and decode nothing; with other files they are refused."""
     sent = []
     folder.stream(root, HIERARCHY, 8, lambda compute: sent.append(compute()) or sent[0])
-    monkeypatch.setattr(folder, "image_sums", None)
+    monkeypatch.setattr(folder, "look_at", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "another"))
     other = folder.stream(root, HIERARCHY, 8, lambda compute: sent[0])
     held = folder.read(root, HIERARCHY, 8)
     np.testing.assert_array_equal(other["train"].sums(), held["train"].sums())
     Image.new("RGB", (8, 8)).save(root / "train" / "grey" / "new.png")
-    with pytest.raises(DataError, match="other files here than for the first process"):
+    with pytest.raises(DataError, match="other images than the first one"):
         folder.stream(root, HIERARCHY, 8, lambda compute: sent[0])
+
+
+def test_files_are_predicted_a_batch_at_a_time(root, monkeypatch):
+    """The answer for 50 files is that for all their images, and no more than 8 are read at once."""
+
+    def forward(images):
+        p = {
+            level: np.pad(images[:, 0, 0, :1] / np.float32(255), ((0, 0), (0, classes - 1)))
+            for level, classes in zip(HIERARCHY.levels, HIERARCHY.sizes, strict=True)
+        }
+        return {"adapted": p, "unadapted": p}
+
+    trained = predictor.Predictor(HIERARCHY, (8, 8, 3), alpha=1.0, batch=8, forward=forward)
+    files, read, read_files = sorted((root / "train").rglob("*.*")), [], folder.read_files
+    expected = trained(trained.read(files))
+
+    def counting(paths, shape):
+        read.append(len(paths))
+        return read_files(paths, shape)
+
+    monkeypatch.setattr(folder, "read_files", counting)
+    found = trained.of_files(files)
+    assert read == [8] * 6 + [2]
+    for part in ("adapted", "unadapted", "names"):
+        for level in HIERARCHY.levels:
+            one, other = getattr(found, part)[level], getattr(expected, part)[level]
+            np.testing.assert_array_equal(one, other)
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path):

@@ -1,18 +1,15 @@
 """Image folders: `root/train/<fine class>/*.png` and `root/test/…`, made one square size."""
 
 import contextlib
-import hashlib
-import io
-import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from hiercls_jax.data.dataset import DataError, Split, cached
-from hiercls_jax.data.stream import Stream, Survey, image_sums
+from hiercls_jax.data.stream import Once, Stream, Survey, alone, look_at, surveys
 from hiercls_jax.hierarchy import Hierarchy
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -53,21 +50,23 @@ def stream(
     root,
     hierarchy: Hierarchy,
     image_size: int,
-    once: Callable[[Callable[[], bytes]], bytes] = lambda compute: compute(),
+    once: Once = alone,
 ) -> dict[str, Stream]:
     """Return the splits that `read` returns, the same images in the same order, but none in memory.
 
     Each image is decoded once at the start, so that one that cannot be read is refused before
-    anything is trained; the sums that this gives are cached as long as no file changes.
+    anything is trained; the sums that this gives are cached as long as no file changes. A file that
+    breaks later raises the same error when it is read; once it is mended, the run goes on from its
+    newest checkpoint.
 
     Args:
       root, hierarchy, image_size: as in `read`.
-      once: calls its argument in one of several processes, and returns what that returned in all.
+      once: as in `stream.surveys`.
 
     Raises:
       DataError: as `read` does, and where processes do not find the same files.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # as threads cannot, see `strict_pillow`
+    quiet_pillow()
     root, files, fingerprint = _listed(root, hierarchy, image_size)
     shape = (image_size, image_size)
     decoders = {name: _Decoder(root, found, shape) for name, found in files.items()}
@@ -76,26 +75,15 @@ def stream(
         count = sum(map(len, files.values()))
         print(f"looking at {count} images of {root}, once", flush=True)
         return {
-            name: Survey(image_sums(decode, len(decode)), decode.labels)
+            name: Survey(*look_at(len(files[name]), lambda i, d=decode: (d(i), d.labels[i])))
             for name, decode in decoders.items()
         }
 
-    def packed() -> bytes:
-        surveys = cached("folder-survey", fingerprint, look, Survey)
-        file = io.BytesIO()
-        np.savez(file, **{name: survey.image_sums for name, survey in surveys.items()})
-        return digest + file.getvalue()
-
-    digest = _digest(fingerprint)
-    found = once(packed)
-    if not found.startswith(digest):
-        raise DataError(
-            f"{root} has other files here than for the first process; all processes need the same"
-        )
-    with np.load(io.BytesIO(found[len(digest) :]), allow_pickle=False) as sums:
-        surveys = {name: Survey(sums[name], decode.labels) for name, decode in decoders.items()}
+    names = {k: [file for file, *_ in found] for k, found in fingerprint["files"].items()}
+    shared = [fingerprint["classes"], names]
+    found = surveys("folder-survey", fingerprint, shared, look, once)
     return {
-        name: Stream(decode, np.arange(len(decode)), surveys[name], (*shape, 3))
+        name: Stream(decode, np.arange(len(files[name])), found[name], (*shape, 3))
         for name, decode in decoders.items()
     }
 
@@ -129,6 +117,14 @@ def check_image_size(image_size) -> None:
             f"the image size is a positive number of pixels, got {image_size!r}; "
             "set --config.data.image_size"
         )
+
+
+def quiet_pillow() -> None:
+    """Silence Pillow's warnings for good, where threads decode: filters are the whole process's.
+
+    They are of broken metadata, and of many pixels, which `rgb_array` refuses by itself.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextlib.contextmanager
@@ -193,9 +189,6 @@ class _Decoder:
         self._names = np.array([str(path.relative_to(root)) for path, _ in found], object)
         self.labels = np.array([label for _, label in found], np.int32)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
         paths = (self._root / name for name in self._names[numbers])
         return np.stack([rgb_array(path, path, self._shape, _FORMATS) for path in paths])
@@ -223,12 +216,6 @@ def _listed(root, hierarchy: Hierarchy, image_size: int) -> tuple[Path, dict[str
             },
         },
     )
-
-
-def _digest(fingerprint: dict) -> bytes:
-    """Return a sum of the files' names and classes, but not of their times: copies are alike."""
-    names = {split: [name for name, *_ in found] for split, found in fingerprint["files"].items()}
-    return hashlib.sha256(json.dumps([fingerprint["classes"], names]).encode()).digest()
 
 
 def _find(root: Path, split: str, classes, whole: bool) -> list[tuple[Path, int]]:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
+import io
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +12,15 @@ from typing import ClassVar
 
 import numpy as np
 
+from hiercls_jax.data.dataset import DataError, cached
+
 # Pillow decodes outside Python's lock, so that threads are enough; more of them than cores, as some
 # wait for a file.
 THREADS = min(32, (os.cpu_count() or 1) + 4)
 _CHUNK = 16  # images that a thread looks at before it takes others
 
 Decode = Callable[[np.ndarray], np.ndarray]
+Once = Callable[[Callable[[], bytes]], bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +77,60 @@ class Stream:
         return self.survey.image_sums.sum(axis=0)
 
 
-def image_sums(decode: Decode, count: int) -> np.ndarray:
-    """Decode `count` images, a few at a time, and return a `Survey`'s sums, int64 `[N, 2, 3]`.
+def surveys(
+    name: str, fingerprint: dict, shared: list, build: Callable[[], dict[str, Survey]], once: Once
+) -> dict[str, Survey]:
+    """Return what `build()` finds, in one process for all, and only where it is not cached.
+
+    Args:
+      name, fingerprint: of the cache entry, as in `dataset.cached`.
+      shared: JSON values that must be alike in all processes, as file times need not be.
+      build: looks at all images of each split.
+      once: calls its argument in one of several processes, and returns what that returned in all.
 
     Raises:
-      DataError: of the first image that cannot be read, as `decode` says it.
+      DataError: in processes that do not share what the first one has.
+    """
+    digest = hashlib.sha256(json.dumps(shared).encode()).digest()
+
+    def packed() -> bytes:
+        found, file = cached(name, fingerprint, build, Survey), io.BytesIO()
+        arrays = {f"{k}.{part}": a for k, v in found.items() for part, a in vars(v).items()}
+        np.savez(file, **arrays)
+        return digest + file.getvalue()
+
+    found = once(packed)
+    if not found.startswith(digest):
+        raise DataError(
+            "this process finds other images than the first one; all processes need the same data"
+        )
+    with np.load(io.BytesIO(found[len(digest) :]), allow_pickle=False) as file:
+        splits = dict.fromkeys(key.split(".")[0] for key in file.files)
+        return {k: Survey(file[f"{k}.image_sums"], file[f"{k}.labels"]) for k in splits}
+
+
+def look_at(count: int, look: Callable[[np.ndarray], tuple]) -> tuple[np.ndarray, np.ndarray]:
+    """Look at `count` images, a few at a time.
+
+    Args:
+      count: at least 1.
+      look: returns images uint8 `[n, H, W, 3]` and labels `[n, …]` for numbers `[n]`; threads call
+        it together.
+
+    Returns:
+      (sums of a `Survey`, int64 `[N, 2, 3]`; labels `[N, …]`).
+
+    Raises:
+      DataError: of the first image that cannot be read, as `look` says it.
     """
 
-    def look(numbers: np.ndarray) -> list[np.ndarray]:
-        return [_sums(image) for image in decode(numbers)]
+    def part(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = look(numbers)
+        return np.stack([_sums(image) for image in images]), labels
 
-    chunks = np.array_split(np.arange(count), -(-count // _CHUNK))
-    found = [sums for part in _threads().map(look, chunks) for sums in part]
-    return np.array(found, np.int64)
+    parts = _threads().map(part, np.array_split(np.arange(count), -(-count // _CHUNK)))
+    sums, labels = zip(*parts, strict=True)
+    return np.concatenate(sums), np.concatenate(labels)
 
 
 def _sums(image: np.ndarray) -> np.ndarray:
@@ -92,6 +139,11 @@ def _sums(image: np.ndarray) -> np.ndarray:
         part.sum(axis=0, dtype=np.int64) for part in (rows, np.square(rows, dtype=np.uint16))
     ]
     return np.stack(columns).reshape(2, -1, 3).sum(axis=1)
+
+
+def alone(compute: Callable[[], bytes]) -> bytes:
+    """Return `compute()`: the `once` of a process that has no others beside it."""
+    return compute()
 
 
 @functools.cache
