@@ -130,8 +130,9 @@ def test_streams_are_what_is_read_into_memory(pets, image_size):
 
 def test_streams_are_looked_at_first(tmp_path):
     """A broken image, and one of another size, are refused at the start, also in another split."""
-    broken = examples(4) + [{"image": encode(examples(1)[0]["image"])[:-20], "label": 0}]
-    prepare(tmp_path / "broken", {"train": examples(7), "test": broken})
+    noise = examples(1, (40, 40))[0]["image"]
+    broken = examples(4, (40, 40)) + [{"image": encode(noise)[:-500], "label": 0}]
+    prepare(tmp_path / "broken", {"train": examples(7, (40, 40)), "test": broken})
     sizes = examples(4) + examples(1, (3, 3))
     prepare(tmp_path / "sizes", {"train": sizes, "test": examples(3)})
     for place, match in (("broken", "cannot be read as an image"), ("sizes", "3 x 3")):
