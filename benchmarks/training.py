@@ -26,6 +26,7 @@ STEPS = {  # of problems by name: arguments, and how many steps a turn is
 HUGE_PAGES = {huge_pages.VARIABLE: f"{huge_pages.TUNABLE}=1"}  # as the training command has them
 JAX, TORCH = "benchmarks.jax_step", "benchmarks.torch_step"
 LOSS_TOLERANCE = 1e-5  # relative; float32 sums in another order
+FED = 20  # steps of a turn that reads its images
 FILES = 10_000  # of the image folder
 WARM_UP = 2  # turns; the first steps find their memory
 
@@ -102,24 +103,32 @@ def starts(rounds: int):
 
 
 def input_path(rounds: int):
-    """Yield the step on images looked up anew beside the step on one batch; and on files."""
-    argument = {"problem": asdict(Problem("merge1", SMALL)), "steps": 20}
+    """Yield the step on images looked up beside that on one batch, and on files, streamed."""
+    yield _looked_up(rounds)
+    yield from _streamed(rounds)
+
+
+def _looked_up(rounds: int) -> Row:
+    argument = {"problem": asdict(Problem("merge1", SMALL)), "steps": FED}
     with Worker(JAX, argument, HUGE_PAGES) as worker:
         sides = {"every batch looked up": lambda: worker.ask("fed"), "one batch": worker.ask}
         row = alternate("input path, ResNet-20, stem stride 2, merge1", sides, rounds)
-    yield row.having(images=2560)
+    return row.having(images=128 * FED)
+
+
+def _streamed(rounds: int):
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = _image_folder(Path(place) / "images")
-        cache = {"XDG_CACHE_HOME": str(Path(place) / "cache")}
+        environment = {**HUGE_PAGES, "XDG_CACHE_HOME": str(Path(place) / "cache")}
         workers = {}
         for side, streaming in (("streamed", True), ("in memory", False)):
             problem = Problem("merge1", SMALL, str(folder), streaming)
-            argument = {"problem": asdict(problem), "steps": 20}
-            workers[side] = stack.enter_context(Worker(JAX, argument, HUGE_PAGES | cache))
-        for what, question in (("reading", "read"), ("input path", "fed")):
+            argument = {"problem": asdict(problem), "steps": FED}
+            workers[side] = stack.enter_context(Worker(JAX, argument, environment))
+        for what, question in (("reading", "read"), ("steps on", "fed")):
             sides = {side: partial(worker.ask, question) for side, worker in workers.items()}
-            row = alternate(f"{what}, {FILES:,} PNG files of CIFAR-100", sides, rounds)
-            yield row.having(images=2560)
+            row = alternate(f"{what} {FILES:,} PNG files of CIFAR-100", sides, rounds)
+            yield row.having(images=128 * FED)
 
 
 def _image_folder(root: Path) -> Path:
