@@ -14,13 +14,14 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from benchmarks import adaptation, training
+from benchmarks import adaptation, scaling, training
 from benchmarks.timing import Row, format_row
 
 PARTS = {
     "adaptation": adaptation.rows,
     "input": training.input_path,
     "merging": training.merging,
+    "scaling": scaling.rows,
     "starts": training.starts,
     "torch": training.beside_torch,
 }

@@ -1,6 +1,7 @@
 """The training step of this package, as its training loop takes it: a worker of the benchmarks."""
 
 import json
+import os
 import sys
 import time
 
@@ -11,22 +12,28 @@ from benchmarks.problem import Problem
 from benchmarks.turns import forget_peak, peak_memory, serve
 from hiercls_jax.data.augment import standardise
 from hiercls_jax.training import parallel
-from hiercls_jax.training.feed import epoch_order, fed, make_feed
+from hiercls_jax.training.feed import Order, fed, make_feed
 from hiercls_jax.training.loss import level_losses, summed_loss
 from hiercls_jax.training.state import create
 from hiercls_jax.training.step import make_train_step
 
 
 def main(argument: dict) -> None:
-    """Answer `turn` (so many steps of every network), `fed`, `loss`, `parameters`, `compile`."""
+    """Answer `turn` (so many steps of every network), `fed`, `read`, `loss`, `compile`, …."""
+    if "core" in argument:
+        os.sched_setaffinity(0, {argument["core"]})
     problem = Problem(**argument["problem"])
     config, data = problem.config(), problem.data()
-    parallel.use_cpu_devices(config.train.batch)
+    cluster = argument.get("cluster")
+    processes = cluster[1] if cluster else 1
+    parallel.use_cpu_devices(config.train.batch, argument.get("devices"), processes)
+    if cluster:
+        parallel.join(parallel.Cluster(*cluster))
     if argument.get("cache"):
         jax.config.update("jax_compilation_cache_dir", argument["cache"])
     networks = problem.networks(data, parallel.AXIS)
     states = [
-        jax.device_get(create(n.task.network, n.task.optimizer, n.key, data.train.images.shape[1:]))
+        jax.device_get(create(n.task.network, n.task.optimizer, n.key, data.train.image_shape))
         for n in networks
     ]
     if argument.get("weights"):
@@ -35,8 +42,8 @@ def main(argument: dict) -> None:
     takes = [parallel.pmap(fed(make_train_step(n.task)), donate=True) for n in networks]
     feed = make_feed(data.train, resident=parallel.on_accelerator())
     fixed = np.arange(config.train.batch)
-    order, position = epoch_order((0,), 0, len(data.train)), 0
-    batch = feed(fixed)
+    batches = feed(Order((0,), len(data.train), config.train.batch, epochs=1000))
+    batch = next(feed([fixed]))
 
     def step(batch) -> None:
         for i, take in enumerate(takes):
@@ -48,10 +55,12 @@ def main(argument: dict) -> None:
             step(batch)
 
     def fed_turn() -> None:
-        nonlocal position
         for _ in range(argument["steps"]):
-            step(feed(order[position : position + config.train.batch]))
-            position = (position + config.train.batch) % (len(order) - config.train.batch)
+            step(next(batches))
+
+    def read() -> None:
+        for _ in range(argument["steps"]):
+            next(batches)
 
     def first_loss() -> float:
         task = problem.networks(data)[0].task
@@ -66,17 +75,22 @@ def main(argument: dict) -> None:
 
         return loss(states[0].params, states[0].batch_stats).item()
 
+    def compiled():
+        return takes[0].lower(held[0], dict(batch)).compile()
+
     def seconds_to_compile() -> float:
         began = time.perf_counter()
-        takes[0].lower(held[0], dict(batch)).compile()
+        compiled()
         return time.perf_counter() - began
 
     serve(
         {
             "turn": turn,
             "fed": fed_turn,
+            "read": read,
             "loss": first_loss,
             "compile": seconds_to_compile,
+            "program": lambda: compiled().as_text(),
             "parameters": lambda: sum(x.size for s in states for x in jax.tree.leaves(s.params)),
             "forget": forget_peak,
             "peak": peak_memory,

@@ -1,15 +1,19 @@
-"""The training step beside PyTorch's, merged networks beside separate ones, starts, the feed."""
+"""The training step beside PyTorch's, merged networks beside separate ones, starts, the input."""
 
 import contextlib
 import tempfile
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+
+from PIL import Image
 
 from benchmarks.problem import Problem
 from benchmarks.timing import Row, alternate
 from benchmarks.turns import Worker
 from hiercls_jax import experiment, huge_pages
+from hiercls_jax.data import cifar100 as cifar100_source
 from hiercls_jax.hierarchy import cifar100
 from hiercls_jax.models.summary import merge_summaries, summarise
 
@@ -22,6 +26,8 @@ STEPS = {  # of problems by name: arguments, and how many steps a turn is
 HUGE_PAGES = {huge_pages.VARIABLE: f"{huge_pages.TUNABLE}=1"}  # as the training command has them
 JAX, TORCH = "benchmarks.jax_step", "benchmarks.torch_step"
 LOSS_TOLERANCE = 1e-5  # relative; float32 sums in another order
+FED = 20  # steps of a turn that reads its images
+FILES = 10_000  # of the image folder
 WARM_UP = 2  # turns; the first steps find their memory
 
 
@@ -97,9 +103,40 @@ def starts(rounds: int):
 
 
 def input_path(rounds: int):
-    """Yield the step on images looked up anew beside the step on one batch."""
-    argument = {"problem": asdict(Problem("merge1", SMALL)), "steps": 20}
+    """Yield the step on images looked up beside that on one batch, and on files, streamed."""
+    yield _looked_up(rounds)
+    yield from _streamed(rounds)
+
+
+def _looked_up(rounds: int) -> Row:
+    argument = {"problem": asdict(Problem("merge1", SMALL)), "steps": FED}
     with Worker(JAX, argument, HUGE_PAGES) as worker:
         sides = {"every batch looked up": lambda: worker.ask("fed"), "one batch": worker.ask}
         row = alternate("input path, ResNet-20, stem stride 2, merge1", sides, rounds)
-    yield row.having(images=2560)
+    return row.having(images=128 * FED)
+
+
+def _streamed(rounds: int):
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        folder = _image_folder(Path(place) / "images")
+        environment = {**HUGE_PAGES, "XDG_CACHE_HOME": str(Path(place) / "cache")}
+        workers = {}
+        for side, streaming in (("streamed", True), ("in memory", False)):
+            problem = Problem("merge1", SMALL, str(folder), streaming)
+            argument = {"problem": asdict(problem), "steps": FED}
+            workers[side] = stack.enter_context(Worker(JAX, argument, environment))
+        for what, question in (("reading", "read"), ("steps on", "fed")):
+            sides = {side: partial(worker.ask, question) for side, worker in workers.items()}
+            row = alternate(f"{what} {FILES:,} PNG files of CIFAR-100", sides, rounds)
+            yield row.having(images=128 * FED)
+
+
+def _image_folder(root: Path) -> Path:
+    """Write the first images of CIFAR-100's training split as PNG files, all of them as train."""
+    hierarchy, images = cifar100(), cifar100_source.load(None)["train"]
+    for name, count in (("train", FILES), ("test", 100)):
+        for i in range(count):
+            place = root / name / hierarchy.names[-1][images.labels[i]]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images.images[i]).save(place / f"{i}.png")
+    return root

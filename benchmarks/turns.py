@@ -1,6 +1,7 @@
 """Sides that need a process of their own: started once, then told to take their turns.
 
-A worker answers each line that it reads with one line of JSON.
+A worker answers each line that it reads with one line, `ANSWER` and JSON. What else it prints, such
+as that its processes are connected, is passed over.
 """
 
 import json
@@ -9,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+ANSWER = "answer: "
 
 
 class Worker:
@@ -35,23 +38,39 @@ class Worker:
 
     def __exit__(self, *_):
         """Let the worker end."""
+        self.close()
+        self.wait()
+
+    def close(self) -> None:
+        """Ask no more."""
         self._process.stdin.close()
+
+    def wait(self) -> None:
+        """Wait until the worker has ended."""
         self._process.wait()
 
     def ask(self, question: str = "turn"):
         """Return the worker's answer, once it has it."""
+        self.tell(question)
+        return self.hear()
+
+    def tell(self, question: str) -> None:
+        """Ask, and do not wait for the answer: `hear` does."""
         self._process.stdin.write(question + "\n")
         self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._process.args[2:]} ended with {self._process.wait()}")
-        return json.loads(line)
+
+    def hear(self):
+        """Return the worker's answer to what it was told, once it has it."""
+        for line in self._process.stdout:
+            if line.startswith(ANSWER):
+                return json.loads(line.removeprefix(ANSWER))
+        raise RuntimeError(f"{self._process.args[2:]} ended with {self._process.wait()}")
 
 
 def serve(answers: dict[str, Callable]) -> None:
     """Answer each line of stdin, a key of `answers`, until there are no more."""
     for line in sys.stdin:
-        print(json.dumps(answers[line.strip()]()), flush=True)
+        print(ANSWER + json.dumps(answers[line.strip()]()), flush=True)
 
 
 def forget_peak() -> None:

@@ -12,6 +12,7 @@ finished, or whose predictions are missing or damaged, is named and left out.
 Exit status: 0 done; 1 an error that the last line explains; 2 a wrong command line.
 """
 
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -131,11 +132,13 @@ def distil(folder: Path) -> Summary:
 
 def _read(folder: Path) -> tuple[Hierarchy, dict, dict]:
     """Return the hierarchy, results and predictions of a finished run."""
+    path = folder / "results.json"  # written last, after all that is read here
     try:
-        results = run.finished_results(folder)
+        results = json.loads(path.read_text()) if path.exists() else {"finished": False}
+        finished = results["finished"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: results.json cannot be read: {error}") from error
-    if results is None:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not finished:
         raise UserError(f"{folder} is not finished")
     missing = [name for name in TIMES if name not in results["seconds"]]
     if missing:

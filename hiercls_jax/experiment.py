@@ -21,6 +21,7 @@ from hiercls_jax.errors import UserError
 from hiercls_jax.hierarchy import Hierarchy, cifar100
 from hiercls_jax.models import registry
 from hiercls_jax.models.branched import Branched
+from hiercls_jax.training import parallel
 from hiercls_jax.training.loop import Schedule
 from hiercls_jax.training.optimizer import make_optimizer
 from hiercls_jax.training.step import Task
@@ -153,6 +154,7 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
 
     config.run = ConfigDict()  # how a run is carried out; nothing here changes its result
     config.run.cpu_devices = config_dict.placeholder(int)  # of each process; one per core if unset
+    config.run.streaming = False  # folder, tfds: read images when needed, as too many to hold
     config.run.log_every = 50  # steps between training records
     config.run.save_minutes = 10.0  # between checkpoints, besides one after every epoch
     return config.lock()
@@ -203,6 +205,11 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             "data.dataset=folder needs --config.data.dir (the folder with train/ and test/) and "
             "--config.data.image_size (pixels that images are resized to, such as 32)"
+        )
+    if config.run.streaming and kind not in ("folder", "tfds"):
+        raise ConfigError(
+            "run.streaming is for data.dataset=folder and tfds:NAME, which may be too large to "
+            f"hold; {config.data.dataset} is not"
         )
     if kind in ("embedded", "cifar100") and config.data.image_size not in (None, 32):
         raise ConfigError(
@@ -303,7 +310,11 @@ def load_data(config: ConfigDict) -> Dataset:
     elif kind == "folder":
         from hiercls_jax.data import folder
 
-        splits, classes = folder.read(data.dir, hierarchy, data.image_size), hierarchy.sizes[-1]
+        if config.run.streaming:
+            splits = folder.stream(data.dir, hierarchy, data.image_size, parallel.on_first)
+        else:
+            splits = folder.read(data.dir, hierarchy, data.image_size)
+        classes = hierarchy.sizes[-1]
     elif kind == "cifar100":
         from hiercls_jax.data import cifar100 as source
 
@@ -311,7 +322,11 @@ def load_data(config: ConfigDict) -> Dataset:
     else:
         from hiercls_jax.data import tfds_source
 
-        splits = tfds_source.read(name, data.dir, data.label_key, hierarchy, data.image_size)
+        where = (name, data.dir, data.label_key, hierarchy, data.image_size)
+        if config.run.streaming:
+            splits = tfds_source.stream(*where, parallel.on_first)
+        else:
+            splits = tfds_source.read(*where)
         classes = hierarchy.sizes[-1]
     if hierarchy.num_levels < 2:
         raise ConfigError("a hierarchy of one level has nothing to merge or adapt; it needs two")

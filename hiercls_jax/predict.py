@@ -90,7 +90,7 @@ def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
 
 def _predict(options: flags.FlagValues, files: list[str]) -> str:
     trained = predictor.load(options.workdir, min(len(files), predictor.BATCH))
-    answer = trained(trained.read(files))
+    answer = trained.of_files(files)
     describe = _as_json if options.json else _as_table
     return describe(trained, files, answer)
 

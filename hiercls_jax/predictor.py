@@ -106,6 +106,24 @@ class Predictor:
         """
         return folder.read_files(files, self.shape[:2])
 
+    def of_files(self, files: Sequence) -> Answer:
+        """Return what the predictor says of image files, no more than a batch of them in memory.
+
+        Args:
+          files: at least one.
+
+        Raises:
+          DataError: as `read` does.
+        """
+        starts = range(0, len(files), self.batch)
+        answers = [self(self.read(files[start : start + self.batch])) for start in starts]
+        return Answer(
+            *(
+                {level: np.concatenate([part[level] for part in parts]) for level in parts[0]}
+                for parts in zip(*((a.adapted, a.unadapted, a.names) for a in answers), strict=True)
+            )
+        )
+
     def export(self, path) -> None:
         """Write `forward` to one file, which `jax.export` makes of StableHLO.
 

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from hiercls_jax import experiment, huge_pages
-from hiercls_jax.data.dataset import Dataset, Split, cache_folder
+from hiercls_jax.data.dataset import Dataset, Samples, cache_folder
 from hiercls_jax.environment import environment
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import page, predictions, report
@@ -83,7 +84,7 @@ def run(
         "config": experiment.flatten(config),
         "parameters": sum(leaf.size for state in states.values() for leaf in _leaves(state)),
         "input": {  # what a predictor needs to know of the images that the networks learned from
-            "shape": list(data.train.images.shape[1:]),
+            "shape": list(data.train.image_shape),
             "mean": networks[0].task.mean.tolist(),
             "std": networks[0].task.std.tolist(),
         },
@@ -112,7 +113,7 @@ def run(
         data.hierarchy,
         results,
         title,
-        images=data.test.images,
+        images=lambda row: data.test.read(np.array([row]))[0],
         training={network.name: tracking.records(network.folder) for network in networks},
         record={key: value for key, value in record.items() if key not in (*results, "input")},
     )
@@ -148,7 +149,7 @@ def predict(
 
     And the seconds that all networks took for the images of test.
     """
-    splits: dict[str, Split] = {"test": data.test}
+    splits: dict[str, Samples] = {"test": data.test}
     if data.validation is not None:
         splits = {"validation": data.validation, **splits}
     probs, test_seconds = {name: {} for name in splits}, 0.0
@@ -210,7 +211,7 @@ def _trained(network: experiment.Network, data: Dataset, resume: bool) -> tuple[
             network.folder,
         )  # fmt: skip
     template = create(
-        network.task.network, network.task.optimizer, network.key, data.train.images.shape[1:]
+        network.task.network, network.task.optimizer, network.key, data.train.image_shape
     )
     found = newest(network.folder, jax.device_get(template))
     if found is None:

@@ -190,6 +190,7 @@ def test_a_config_is_locked():
         ({"run__log_every": 0}, "run.log_every is at least 1"),
         ({"run__cpu_devices": 0}, "run.cpu_devices is at least 1"),
         ({"run__save_minutes": 0.0}, "run.save_minutes is above 0"),
+        ({"run__streaming": True}, "run.streaming is for data.dataset=folder"),
         ({"seed": -1}, r"seed is an integer from 0 to 2\*\*32 - 1, not -1"),
         ({"seed": 2**32}, r"seed is an integer from 0 to 2\*\*32 - 1"),
         ({"data__validation_seed": -1}, "data.validation_seed is an integer from 0"),
@@ -238,7 +239,8 @@ def test_identity_ignores_where_and_how():
     assert identity(same) == before
     assert before.items() <= flatten(config).items()
     assert set(flatten(config)) - set(before) == {
-        "workdir", "data.dir", "run.cpu_devices", "run.log_every", "run.save_minutes"
+        "workdir", "data.dir", "run.cpu_devices", "run.log_every", "run.save_minutes",
+        "run.streaming",
     }  # fmt: skip
 
 

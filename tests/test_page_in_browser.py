@@ -60,7 +60,7 @@ def reports(tmp_path_factory):
         results = json.loads(json.dumps(report.evaluate(splits, hierarchy)))
         page.write_results(
             folder / f"{name}.html", splits, hierarchy, results, f"made up, {name} levels",
-            images=None if name == "three" else small_images(1000),
+            images=None if name == "three" else small_images(1000).__getitem__,
             training={"merge1": epochs},
             record={"command": "python -m hiercls_jax.main", "config": {"seed": 0}},
         )  # fmt: skip

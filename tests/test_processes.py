@@ -32,13 +32,14 @@ ONE = (1, 1)
 SHAPES = [(1, 4), (2, 2), (4, 1)]  # processes x devices of each
 
 
-def launch(images, workdir, shape):
+def launch(images, workdir, shape, *more):
     """Start `shape[0]` processes with `shape[1]` devices each."""
     processes, devices = shape
     return start(
         images,
         workdir,
         f"--config.run.cpu_devices={devices}",
+        *more,
         prefix=[str(LOCAL), str(processes)] if processes > 1 else [],
     )
 
@@ -55,15 +56,19 @@ def process_of(workdir, process_id) -> int:
 
 @pytest.fixture(scope="module")
 def runs(images, tmp_path_factory):
-    """Undisturbed runs by shape, and one that is stopped twice and resumed in another shape."""
+    """Undisturbed runs by shape, and one that is stopped twice and resumed in another shape.
+
+    That one reads its images as it needs them, but for its second part, which holds them.
+    """
     folders = {}
     for shape in (ONE, *SHAPES):
         folders[shape] = tmp_path_factory.mktemp("x".join(map(str, shape))) / "run"
         status, out = finish(launch(images, folders[shape], shape))
         assert status == 0, out
     folders["elastic"] = tmp_path_factory.mktemp("elastic") / "run"
-    for shape, stop in (((2, 2), 7), (ONE, 16), ((4, 1), None)):
-        process = launch(images, folders["elastic"], shape)
+    streaming = "--config.run.streaming=True"
+    for shape, stop, *more in (((2, 2), 7, streaming), (ONE, 16), ((4, 1), None, streaming)):
+        process = launch(images, folders["elastic"], shape, *more)
         if stop is not None:
             wait_for_step(process, folders["elastic"], stop)
             whole = shape == ONE

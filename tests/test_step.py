@@ -133,8 +133,8 @@ def test_resident_and_host_fed_batches_train_alike():
     step = parallel.pmap(fed(make_train_step(a_task)))
     indices = np.array([3, 1, 39, 7, 22, 10, 11, 0])
     results = [
-        parallel.unreplicate(step(parallel.replicate(state), make_feed(data, resident)(indices))[0])
-        for resident in (False, True)
+        parallel.unreplicate(step(parallel.replicate(state), next(feed([indices])))[0])
+        for feed in (make_feed(data, resident) for resident in (False, True))
     ]
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -113,6 +113,33 @@ def test_reads_what_tfds_reads(pets, monkeypatch, chunk):
         assert [PETS.names[-1][label] for label in ours.labels] == names
 
 
+@pytest.mark.parametrize("image_size", [None, 4])
+def test_streams_are_what_is_read_into_memory(pets, image_size):
+    """In any order, by threads: images, labels and sums are those of `read`, to the last bit."""
+    held = read(pets, image_size=image_size)
+    streamed = tfds_source.stream("pets", pets, "label", PETS, image_size)
+    assert list(held) == list(streamed)
+    for name, whole in held.items():
+        some = np.random.default_rng(0).integers(len(whole), size=30)
+        assert streamed[name].image_shape == whole.image_shape
+        np.testing.assert_array_equal(streamed[name].labels, whole.labels)
+        np.testing.assert_array_equal(streamed[name].take(some).labels, whole.labels[some])
+        np.testing.assert_array_equal(streamed[name].read(some), whole.images[some])
+        np.testing.assert_array_equal(streamed[name].take(some).sums(), whole.take(some).sums())
+
+
+def test_streams_are_looked_at_first(tmp_path):
+    """A broken image, and one of another size, are refused at the start, also in another split."""
+    noise = examples(1, (40, 40))[0]["image"]
+    broken = examples(4, (40, 40)) + [{"image": encode(noise)[:-500], "label": 0}]
+    prepare(tmp_path / "broken", {"train": examples(7, (40, 40)), "test": broken})
+    sizes = examples(4) + examples(1, (3, 3))
+    prepare(tmp_path / "sizes", {"train": sizes, "test": examples(3)})
+    for place, match in (("broken", "cannot be read as an image"), ("sizes", "3 x 3")):
+        with pytest.raises(DataError, match=match):
+            tfds_source.stream("pets", tmp_path / place, "label", PETS)
+
+
 def test_no_tensorflow(pets, tmp_path):
     """Reading a set imports no TensorFlow, even where there is one."""
     stub = tmp_path / "stub" / "tensorflow" / "__init__.py"
@@ -139,7 +166,7 @@ def test_cache(pets, monkeypatch, tmp_path):
     by_name = np.array(other.names[-1])[read(pets, hierarchy=other)["train"].labels]
     assert np.array_equal(by_name, np.array(PETS.names[-1])[first.labels])
     with monkeypatch.context() as patch:
-        patch.setattr(tfds_source, "_decode", None)
+        patch.setattr(tfds_source._Records, "decode", None)
         again = read(pets)["train"]
     assert np.array_equal(first.images, again.images)
     assert np.array_equal(first.labels, again.labels)

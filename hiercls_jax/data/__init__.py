@@ -1,1 +1,1 @@
-"""Images and labels, held in memory as uint8, from the embedded set, TFDS or an image folder."""
+"""Images and labels, as uint8, from the embedded set, TFDS or an image folder."""

@@ -1,4 +1,4 @@
-"""What every source of images returns, how validation is held out, and the decoded cache."""
+"""What every source of images returns, how validation is held out, and what is kept on disk."""
 
 import dataclasses
 import hashlib
@@ -8,30 +8,78 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 
 from hiercls_jax.errors import UserError
 from hiercls_jax.hierarchy import Hierarchy
 
+T = TypeVar("T")
+
 
 class DataError(UserError):
     """Images or labels that cannot be used, with the file or class at fault in its message."""
 
 
+class Samples(Protocol):
+    """Images and labels of a split: `Split` holds all of them, `stream.Stream` none.
+
+    Attributes:
+      in_memory: whether there are `images` uint8 `[N, H, W, 3]` beside the labels.
+      labels: int32 `[N]` of the last level.
+      image_shape: (H, W, 3) of every image.
+    """
+
+    in_memory: ClassVar[bool]
+    labels: np.ndarray
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray) -> "Samples":
+        """Return the images and labels at `indices`."""
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return the images at `indices`, uint8 `[n, H, W, 3]`."""
+
+    def sums(self) -> np.ndarray:
+        """Return int64 `[2, 3]`: each channel's sum, and that of its squares, over all pixels."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images `uint8 [N, H, W, 3]` and last-level labels `int32 [N]`."""
+    """Images `uint8 [N, H, W, 3]` and last-level labels `int32 [N]`, in memory."""
 
+    in_memory: ClassVar[bool] = True
     images: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return the (H, W, 3) of every image."""
+        return self.images.shape[1:]
+
     def take(self, indices: np.ndarray) -> "Split":
         """Return the images and labels at `indices`."""
         return Split(self.images[indices], self.labels[indices])
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return the images at `indices`, uint8 `[n, H, W, 3]`."""
+        return self.images[indices]
+
+    def sums(self) -> np.ndarray:
+        """Return int64 `[2, 3]`: each channel's sum, and that of its squares, over all pixels."""
+        counts = np.stack(
+            [np.bincount(self.images[..., c].ravel(), minlength=256) for c in range(3)]
+        )
+        values = np.arange(256)
+        return np.stack([counts @ values, counts @ values**2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,23 +88,19 @@ class Dataset:
 
     name: str
     hierarchy: Hierarchy
-    train: Split
-    validation: Split | None
-    test: Split
+    train: Samples
+    validation: Samples | None
+    test: Samples
 
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation `float32 [3]` of the training images in [0, 255]."""
-        counts = np.stack(
-            [np.bincount(self.train.images[..., c].ravel(), minlength=256) for c in range(3)]
-        )
-        values = np.arange(256)
-        total = counts.sum(axis=1)
-        mean = counts @ values / total
-        variance = counts @ values**2 / total - mean**2
+        height, width, _ = self.train.image_shape
+        mean, square = self.train.sums() / (len(self.train) * height * width)
+        variance = square - mean**2
         return mean.astype(np.float32), np.sqrt(np.maximum(variance, 1.0)).astype(np.float32)
 
 
-def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+def hold_out(train: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
     """Split off a stratified part of `train`: `fraction` of each class, at least one image of it.
 
     Returns:
@@ -81,20 +125,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiercls_jax"
 
 
-def cached(name: str, fingerprint: dict, build: Callable[[], dict[str, Split]]) -> dict[str, Split]:
-    """Return the splits that `build()` makes, decoded once and kept as arrays on disk.
+def cached(
+    name: str, fingerprint: dict, build: Callable[[], dict[str, T]], kind: type[T] = Split
+) -> dict[str, T]:
+    """Return what `build()` makes of each split, made once and kept as arrays on disk.
 
     Args:
       name: what the cache entry is called.
       fingerprint: JSON values that together determine the result; another value is another entry.
       build: makes the splits; called only where no whole entry exists.
+      kind: what `build()` makes, a dataclass of arrays.
 
     An entry is written to a temporary folder and renamed, so that a half-written one is never
     read; one whose bytes do not match the sums written beside them is built anew.
     """
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "data" / f"{name}-{digest}"
-    splits = _read(folder)
+    splits = _read(folder, kind)
     if splits is not None:
         return splits
     splits = build()
@@ -105,7 +152,7 @@ def cached(name: str, fingerprint: dict, build: Callable[[], dict[str, Split]]) 
     return splits
 
 
-def _read(folder: Path) -> dict[str, Split] | None:
+def _read(folder: Path, kind: type) -> dict | None:
     try:
         sums = json.loads((folder / "sums.json").read_text())
         arrays = {}
@@ -116,21 +163,21 @@ def _read(folder: Path) -> dict[str, Split] | None:
                     return None
             arrays[file] = np.load(path, allow_pickle=False)
         names = sorted({file.split(".")[0] for file in sums})
-        splits = {n: Split(arrays[f"{n}.images.npy"], arrays[f"{n}.labels.npy"]) for n in names}
-        return splits or None
+        parts = [field.name for field in dataclasses.fields(kind)]
+        return {n: kind(*(arrays[f"{n}.{part}.npy"] for part in parts)) for n in names} or None
     except (OSError, ValueError, KeyError, EOFError, AttributeError):
         return None
 
 
-def _write(folder: Path, splits: dict[str, Split]) -> None:
+def _write(folder: Path, splits: dict) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         sums = {}
         for name, split in splits.items():
-            for part, array in (("images", split.images), ("labels", split.labels)):
-                path = temporary / f"{name}.{part}.npy"
-                np.save(path, array, allow_pickle=False)
+            for field in dataclasses.fields(split):
+                path = temporary / f"{name}.{field.name}.npy"
+                np.save(path, getattr(split, field.name), allow_pickle=False)
                 with open(path, "rb") as handle:
                     sums[path.name] = hashlib.file_digest(handle, "sha256").hexdigest()
         (temporary / "sums.json").write_text(json.dumps(sums))

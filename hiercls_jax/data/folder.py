@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hiercls_jax.data.dataset import DataError, Split, cached
+from hiercls_jax.data.stream import Once, Stream, Survey, alone, look_at, surveys
 from hiercls_jax.hierarchy import Hierarchy
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -35,22 +36,7 @@ def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
     Raises:
       DataError: for missing or unknown folders and images that cannot be read, naming them.
     """
-    root = Path(root).expanduser()
-    check_image_size(image_size)
-    if not root.is_dir():
-        raise DataError(f"there is no image folder {root}; it should hold train/ and test/")
-    classes = hierarchy.names[-1]
-    files = {name: _find(root, name, classes, whole=name == "train") for name in ("train", "test")}
-    stats = {name: [(path, path.stat()) for path, _ in found] for name, found in files.items()}
-    fingerprint = {
-        "reader": _READER,
-        "image_size": image_size,
-        "classes": classes,
-        "files": {
-            name: [(str(p.relative_to(root)), s.st_size, s.st_mtime_ns) for p, s in found]
-            for name, found in stats.items()
-        },
-    }
+    root, files, fingerprint = _listed(root, hierarchy, image_size)
 
     def build() -> dict[str, Split]:
         count = sum(map(len, files.values()))
@@ -58,6 +44,48 @@ def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
         return {name: _decode(found, image_size) for name, found in files.items()}
 
     return cached("folder", fingerprint, build)
+
+
+def stream(
+    root,
+    hierarchy: Hierarchy,
+    image_size: int,
+    once: Once = alone,
+) -> dict[str, Stream]:
+    """Return the splits that `read` returns, the same images in the same order, but none in memory.
+
+    Each image is decoded once at the start, so that one that cannot be read is refused before
+    anything is trained; the sums that this gives are cached as long as no file changes. A file that
+    breaks later raises the same error when it is read; once it is mended, the run goes on from its
+    newest checkpoint.
+
+    Args:
+      root, hierarchy, image_size: as in `read`.
+      once: as in `stream.surveys`.
+
+    Raises:
+      DataError: as `read` does, and where processes do not find the same files.
+    """
+    quiet_pillow()
+    root, files, fingerprint = _listed(root, hierarchy, image_size)
+    shape = (image_size, image_size)
+    decoders = {name: _Decoder(root, found, shape) for name, found in files.items()}
+
+    def look() -> dict[str, Survey]:
+        count = sum(map(len, files.values()))
+        print(f"looking at {count} images of {root}, once", flush=True)
+        return {
+            name: Survey(*look_at(len(files[name]), lambda i, d=decode: (d(i), d.labels[i])))
+            for name, decode in decoders.items()
+        }
+
+    names = {k: [file for file, *_ in found] for k, found in fingerprint["files"].items()}
+    shared = [fingerprint["classes"], names]
+    found = surveys("folder-survey", fingerprint, shared, look, once)
+    return {
+        name: Stream(decode, np.arange(len(files[name])), found[name], (*shape, 3))
+        for name, decode in decoders.items()
+    }
 
 
 def read_files(paths: Sequence, shape: tuple[int, int]) -> np.ndarray:
@@ -91,6 +119,14 @@ def check_image_size(image_size) -> None:
         )
 
 
+def quiet_pillow() -> None:
+    """Silence Pillow's warnings for good, where threads decode: filters are the whole process's.
+
+    They are of broken metadata, and of many pixels, which `rgb_array` refuses by itself.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 @contextlib.contextmanager
 def strict_pillow():
     """Turn Pillow's warning of a decompression bomb into an error, and silence its others.
@@ -106,7 +142,7 @@ def strict_pillow():
 def rgb_array(
     source, what, shape: tuple[int, int] | None, formats, upright: bool = True
 ) -> np.ndarray:
-    """Decode one image to uint8 `[H, W, 3]`; call it inside `strict_pillow()`.
+    """Decode one image to uint8 `[H, W, 3]`; call it where Pillow's warnings are filtered.
 
     Args:
       source: a path or a binary file.
@@ -117,6 +153,9 @@ def rgb_array(
     """
     try:
         with Image.open(source, formats=formats) as opened:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and opened.width * opened.height > limit:
+                raise Image.DecompressionBombError  # where Pillow only warns
             image = ImageOps.exif_transpose(opened) if upright else opened
             if image.mode[0] in "IF":
                 raise DataError(
@@ -140,6 +179,43 @@ def rgb_array(
             f"{what} cannot be read as an image, {' or '.join(formats)} ({error}); repair it, "
             "convert it or remove it"
         ) from error
+
+
+class _Decoder:
+    """Decodes files of a split by their numbers; threads may call it together."""
+
+    def __init__(self, root: Path, found: list[tuple[Path, int]], shape: tuple[int, int]):
+        self._root, self._shape = root, shape
+        self._names = np.array([str(path.relative_to(root)) for path, _ in found], object)
+        self.labels = np.array([label for _, label in found], np.int32)
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        paths = (self._root / name for name in self._names[numbers])
+        return np.stack([rgb_array(path, path, self._shape, _FORMATS) for path in paths])
+
+
+def _listed(root, hierarchy: Hierarchy, image_size: int) -> tuple[Path, dict[str, list], dict]:
+    """Return (root, each split's (file, label) in order, what determines the images)."""
+    root = Path(root).expanduser()
+    check_image_size(image_size)
+    if not root.is_dir():
+        raise DataError(f"there is no image folder {root}; it should hold train/ and test/")
+    classes = hierarchy.names[-1]
+    files = {name: _find(root, name, classes, whole=name == "train") for name in ("train", "test")}
+    stats = {name: [(path, path.stat()) for path, _ in found] for name, found in files.items()}
+    return (
+        root,
+        files,
+        {
+            "reader": _READER,
+            "image_size": image_size,
+            "classes": classes,
+            "files": {
+                name: [(str(p.relative_to(root)), s.st_size, s.st_mtime_ns) for p, s in found]
+                for name, found in stats.items()
+            },
+        },
+    )
 
 
 def _find(root: Path, split: str, classes, whole: bool) -> list[tuple[Path, int]]:

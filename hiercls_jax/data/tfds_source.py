@@ -1,5 +1,6 @@
 """Any image classification set that TFDS has prepared as array_record, read without TensorFlow."""
 
+import functools
 import io
 import os
 import re
@@ -10,7 +11,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from hiercls_jax.data.dataset import DataError, Split, cached
-from hiercls_jax.data.folder import check_image_size, rgb_array, strict_pillow
+from hiercls_jax.data.folder import check_image_size, quiet_pillow, rgb_array, strict_pillow
+from hiercls_jax.data.stream import Once, Stream, Survey, alone, look_at, surveys
 from hiercls_jax.hierarchy import Hierarchy
 
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # what TFDS's image feature stores
@@ -47,48 +49,71 @@ def read(
       DataError: for sets that are missing or not readable without TensorFlow, a wrong label key,
         classes that do not match, and broken images.
     """
-    if image_size is not None:
-        check_image_size(image_size)
-    folder = find(name, data_dir)
-    if folder is None:
-        raise DataError(_not_found(name, data_folder(data_dir)))
-    builder = _open(name, folder)
-    features = builder.info.features
-    image_key = _image_key(name, features)
-    order = _match_labels(name, features, label_key, hierarchy)
-    coarse = _coarse_table(builder.info.name, features, label_key, hierarchy, order)
-    splits = _choose_splits(name, builder.info.splits)
-    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    fingerprint = {
-        "reader": _READER,
-        "name": name,
-        "version": str(builder.version),
-        "files": [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats],
-        "keys": [image_key, label_key],
-        "order": None if order is None else order.tolist(),
-        "classes": hierarchy.sizes[-1],
-        "coarse": None if coarse is None else coarse.tolist(),
-        "image_size": image_size,
-    }
+    prepared = _Prepared(name, data_dir, label_key, hierarchy, image_size)
 
     def build() -> dict[str, Split]:
         result = {}
-        for target, split in splits.items():
-            count = builder.info.splits[split].num_examples
+        for target, records in prepared.splits.items():
             print(
-                f"decoding {count} {split} images of {name}, once; then they are cached", flush=True
+                f"decoding {len(records)} {records.split} images of {name}, once; then they are "
+                "cached",
+                flush=True,
             )
-            what = f"'{name}', split '{split}'"
-            label_keys = [label_key] if coarse is None else [label_key, "coarse_label"]
-            images, labels = _decode(what, builder, split, image_key, label_keys, image_size)
-            fine = _to_hierarchy(what, labels[:, 0], order, hierarchy)
-            if coarse is not None:
-                _check_coarse(what, fine, labels[:, 1], coarse)
-            result[target] = Split(images, fine)
+            with strict_pillow():
+                images, labels = records.decode(np.arange(len(records)))
+            result[target] = Split(images, prepared.labels(records, labels))
         _check_sizes(f"'{name}'", *(split.images.shape[1:] for split in result.values()))
         return result
 
-    return cached(re.sub(r"\W+", "-", name), fingerprint, build)
+    return cached(re.sub(r"\W+", "-", name), prepared.fingerprint, build)
+
+
+def stream(
+    name: str,
+    data_dir,
+    label_key: str,
+    hierarchy: Hierarchy,
+    image_size: int | None = None,
+    once: Once = alone,
+) -> dict[str, Stream]:
+    """Return the splits that `read` returns, the same images in the same order, but none in memory.
+
+    Each image is decoded once at the start, as `folder.stream` does it.
+
+    Args:
+      name, data_dir, label_key, hierarchy, image_size: as in `read`.
+      once: as in `stream.surveys`.
+
+    Raises:
+      DataError: as `read` does, and where processes do not find the same set.
+    """
+    quiet_pillow()
+    prepared = _Prepared(name, data_dir, label_key, hierarchy, image_size)
+    first = {target: records(np.arange(1)) for target, records in prepared.splits.items()}
+    shapes = [images.shape[1:] for images in first.values()]
+    _check_sizes(f"'{name}'", *shapes)
+
+    def look() -> dict[str, Survey]:
+        result = {}
+        for target, records in prepared.splits.items():
+            print(f"looking at {len(records)} {records.split} images of {name}, once", flush=True)
+
+            def checked(numbers, records=records):
+                images, labels = records.decode(numbers)
+                _check_sizes(records.what, shapes[0], images.shape[1:])
+                return images, labels
+
+            sums, labels = look_at(len(records), checked)
+            result[target] = Survey(sums, prepared.labels(records, labels))
+        return result
+
+    shared = [value for key, value in prepared.fingerprint.items() if key != "files"]
+    called = re.sub(r"\W+", "-", name) + "-survey"
+    found = surveys(called, prepared.fingerprint, shared, look, once)
+    return {
+        target: Stream(records, np.arange(len(records)), found[target], shapes[0])
+        for target, records in prepared.splits.items()
+    }
 
 
 def data_folder(data_dir=None) -> Path:
@@ -112,6 +137,47 @@ def find(name: str, data_dir=None) -> Path | None:
     if version:
         versions = [v for v in versions if v.name == version]
     return versions[-1] if versions else None
+
+
+class _Prepared:
+    """A prepared set, once all that can be refused without its images is past."""
+
+    def __init__(self, name: str, data_dir, label_key: str, hierarchy: Hierarchy, image_size):
+        if image_size is not None:
+            check_image_size(image_size)
+        folder = find(name, data_dir)
+        if folder is None:
+            raise DataError(_not_found(name, data_folder(data_dir)))
+        builder = _open(name, folder)
+        features = builder.info.features
+        image_key = _image_key(name, features)
+        self._hierarchy = hierarchy
+        self._order = _match_labels(name, features, label_key, hierarchy)
+        self._coarse = _coarse_table(builder.info.name, features, label_key, hierarchy, self._order)
+        label_keys = [label_key] if self._coarse is None else [label_key, "coarse_label"]
+        self.splits = {
+            target: _Records(name, builder, split, image_key, label_keys, image_size)
+            for target, split in _choose_splits(name, builder.info.splits).items()
+        }
+        stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+        self.fingerprint = {
+            "reader": _READER,
+            "name": name,
+            "version": str(builder.version),
+            "files": [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats],
+            "keys": [image_key, label_key],
+            "order": None if self._order is None else self._order.tolist(),
+            "classes": hierarchy.sizes[-1],
+            "coarse": None if self._coarse is None else self._coarse.tolist(),
+            "image_size": image_size,
+        }
+
+    def labels(self, records: "_Records", labels: np.ndarray) -> np.ndarray:
+        """Return the hierarchy's labels int32 `[N]` of those that a split's records hold."""
+        fine = _to_hierarchy(records.what, labels[:, 0], self._order, self._hierarchy)
+        if self._coarse is not None:
+            _check_coarse(records.what, fine, labels[:, 1], self._coarse)
+        return fine
 
 
 def _versions(folder: Path) -> list[Path]:
@@ -273,35 +339,66 @@ def _to_hierarchy(what: str, labels: np.ndarray, order, hierarchy: Hierarchy) ->
     return labels.astype(np.int32) if order is None else order[labels]
 
 
-def _decode(what: str, builder, split: str, image_key: str, label_keys, image_size: int | None):
-    """Return images uint8 `[N, H, W, 3]` and labels int64 `[N, len(label_keys)]`."""
-    count = builder.info.splits[split].num_examples
-    if not count:
-        raise DataError(f"{what} has no images; prepare the set again")
-    labels = np.empty((count, len(label_keys)), np.int64)
-    images = None
-    shape = None if image_size is None else (image_size, image_size)
-    with strict_pillow():
-        for i, record in enumerate(_records(what, builder, split, count)):
+class _Records:
+    """Decodes a split's records by their numbers; threads may call it together."""
+
+    def __init__(self, name: str, builder, split: str, image_key: str, label_keys, image_size):
+        self.what, self.split = f"'{name}', split '{split}'", split
+        self._builder, self._image_key, self._label_keys = builder, image_key, label_keys
+        self._shape = None if image_size is None else (image_size, image_size)
+        self._count = builder.info.splits[split].num_examples
+        if not self._count:
+            raise DataError(f"{self.what} has no images; prepare the set again")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        return self.decode(numbers)[0]
+
+    def decode(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return images uint8 `[n, H, W, 3]` and labels int64 `[n, keys]`."""
+        labels = np.empty((len(numbers), len(self._label_keys)), np.int64)
+        images = None
+        for i, (number, record) in enumerate(zip(numbers, self._read(numbers), strict=True)):
             # TFDS's own parsing of a record takes as long as the decoding of its image.
             try:
                 feature = tf_example_pb2.Example.FromString(record).features.feature
-                encoded = feature[image_key].bytes_list.value[0]
-                labels[i] = [feature[key].int64_list.value[0] for key in label_keys]
+                encoded = feature[self._image_key].bytes_list.value[0]
+                labels[i] = [feature[key].int64_list.value[0] for key in self._label_keys]
             except Exception as error:  # the parser's own error has no public name
                 # array_record gives empty records, not an error, for what a short file lacks.
                 raise DataError(
-                    f"{what}: record {i} in {builder.data_dir} is broken ({error}); delete that "
-                    "folder and prepare it again"
+                    f"{self.what}: record {number} in {self._builder.data_dir} is broken "
+                    f"({error}); delete that folder and prepare it again"
                 ) from error
             # TFDS does not turn images by their EXIF orientation, so neither is it done here.
-            called = f"{what}: image {i}"
-            image = rgb_array(io.BytesIO(encoded), called, shape, _FORMATS, upright=False)
+            called = f"{self.what}: image {number}"
+            image = rgb_array(io.BytesIO(encoded), called, self._shape, _FORMATS, upright=False)
             if images is None:
-                images = np.empty((count, *image.shape), np.uint8)
-            _check_sizes(what, images.shape[1:], image.shape)
+                images = np.empty((len(numbers), *image.shape), np.uint8)
+            _check_sizes(self.what, images.shape[1:], image.shape)
             images[i] = image
-    return images, labels
+        return images, labels
+
+    def _read(self, numbers: np.ndarray):
+        """Yield records, serialised `tf.train.Example`s."""
+        try:
+            for start in range(0, len(numbers), _CHUNK):
+                yield from self._source.__getitems__(numbers[start : start + _CHUNK].tolist())
+        except Exception as error:  # array_record raises whatever its C++ does
+            raise DataError(
+                f"{self.what} in {self._builder.data_dir} cannot be read ({error}); delete that "
+                "folder and prepare it again"
+            ) from error
+
+    @functools.cached_property
+    def _source(self):
+        return self._builder.as_data_source(
+            self.split,
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+            file_format="array_record",
+        )
 
 
 def _check_sizes(what: str, first, second) -> None:
@@ -310,17 +407,3 @@ def _check_sizes(what: str, first, second) -> None:
             f"{what} has images of {first[0]} x {first[1]} and of {second[0]} x {second[1]} "
             "pixels; set --config.data.image_size to the size they should all be resized to"
         )
-
-
-def _records(what: str, builder, split: str, count: int):
-    """Yield the split's `count` records, serialised `tf.train.Example`s."""
-    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    try:
-        source = builder.as_data_source(split, deserialize_method=raw, file_format="array_record")
-        for start in range(0, count, _CHUNK):
-            yield from source.__getitems__(list(range(start, min(start + _CHUNK, count))))
-    except Exception as error:  # array_record raises whatever its C++ does
-        raise DataError(
-            f"{what} in {builder.data_dir} cannot be read ({error}); delete that folder and "
-            "prepare it again"
-        ) from error

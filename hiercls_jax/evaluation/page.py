@@ -12,7 +12,7 @@ import html
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -134,7 +134,7 @@ def write(
     noun: str = "test image",
     interval: Sequence[float] | None = None,
     validation: Sequence[StepFunction] | None = None,
-    images: np.ndarray | None = None,
+    images: Callable[[int], np.ndarray] | None = None,
     training: Mapping[str, Sequence[dict]] | None = None,
     measures: Mapping[str, dict] | None = None,
     record: Mapping | None = None,
@@ -151,7 +151,8 @@ def write(
       noun: what a sample is, such as "row".
       interval: of the choice of alpha, where one was estimated.
       validation: errors on the samples that alpha was tuned on, by level.
-      images: uint8 `[N, H, W, C]` of the samples, C = 1 or 3; None where there are none.
+      images: returns a sample's image by its row, uint8 `[H, W, C]`, C = 1 or 3; None where there
+        are none.
       training: the records of `metrics.jsonl`, by network.
       measures: `before` and `after`, as `report.evaluate` has them.
       record: how the numbers came about: command, config, versions, … in JSON's types.
@@ -346,7 +347,7 @@ def _gallery(evidence: Evidence, alpha: float, images) -> dict:
             ],
             "before": [_top(p[i]) for p in before],
             "after": [_top(p[i]) for p in after],
-            "image": None if images is None else _thumbnail(images[row]),
+            "image": None if images is None else _thumbnail(images(row)),
         }
         for i, row in enumerate(evidence.rows[at])
     ]

@@ -1,25 +1,36 @@
-"""How images reach the step: from host memory on a CPU, from device memory on an accelerator."""
+"""How images reach the step: looked up in memory, of the host or a device, or read from files."""
 
-from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
+import grain
 import numpy as np
 
-from hiercls_jax.data.dataset import Split
+from hiercls_jax.data.dataset import Samples
 from hiercls_jax.training import parallel
 
+AHEAD = 2  # batches that are read before they are needed, where images are not in memory
 
-def make_feed(split: Split, resident: bool) -> Callable[[np.ndarray], dict]:
-    """Return `feed(indices) -> batch`: this process's share of a global batch, on its devices.
+
+def make_feed(
+    samples: Samples, resident: bool
+) -> Callable[[Sequence[np.ndarray]], grain.DatasetIterator]:
+    """Return `feed(plan)`: an iterator over this process's share of each global batch of a plan.
+
+    A plan is a sequence of indices `[batch]`, one array for each step. The iterator's `get_state()`
+    is the number of steps it has given, whatever the number of processes, and `set_state()` goes
+    there: no step before is read. What it gives is on this process's devices, or about to be.
 
     Args:
-      split: images and labels on the host.
-      resident: put the whole split into every device's memory once, and send only indices.
+      samples: images and labels. Those that are not in memory are read by threads, ahead.
+      resident: put images that are in memory into that of every device once, and send only indices.
     """
-    source = (
-        parallel.replicate({"images": split.images, "labels": split.labels}) if resident else None
-    )
+    source = None
+    if resident and samples.in_memory:
+        source = parallel.replicate({"images": samples.images, "labels": samples.labels})
 
-    def feed(indices: np.ndarray) -> dict:
+    def load(indices: np.ndarray) -> dict:
         mine = parallel.share(len(indices))
         positions = np.arange(len(indices), dtype=np.int32)[mine]
         indices = indices[mine]
@@ -29,8 +40,14 @@ def make_feed(split: Split, resident: bool) -> Callable[[np.ndarray], dict]:
                 "source": source,
                 **parallel.shard({"indices": indices, "positions": positions}),
             }
-        batch = {"images": split.images[indices], "labels": split.labels[indices]}
+        batch = {"images": samples.read(indices), "labels": samples.labels[indices]}
         return parallel.shard({**batch, "positions": positions})
+
+    ahead = 0 if samples.in_memory else AHEAD
+    options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+
+    def feed(plan: Sequence[np.ndarray]) -> grain.DatasetIterator:
+        return iter(grain.MapDataset.source(plan).map(load).to_iter_dataset(options))
 
     return feed
 
@@ -48,9 +65,37 @@ def fed(step: Callable) -> Callable:
     return lookup
 
 
+@dataclasses.dataclass(frozen=True)
+class Order(Sequence):
+    """The images of every step of a run, a plan: a function of seed, epoch and step alone.
+
+    Args:
+      seed: integers that the order of every epoch is drawn from.
+      images: how many there are.
+      batch: images per step; an epoch's last partial batch is dropped.
+      epochs: passes over the images.
+    """
+
+    seed: tuple[int, ...]
+    images: int
+    batch: int
+    epochs: int
+
+    def __len__(self) -> int:
+        return self.epochs * (self.images // self.batch)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        epoch, i = divmod(step, self.images // self.batch)
+        order = epoch_order(self.seed, epoch, self.images)
+        return order[i * self.batch : (i + 1) * self.batch]
+
+
+@functools.lru_cache(maxsize=2)  # where one epoch goes over into the next, both are read from
 def epoch_order(seed: tuple[int, ...], epoch: int, count: int) -> np.ndarray:
     """Return the order of `count` images in an epoch: a function of seed and epoch alone."""
-    return np.random.Generator(np.random.PCG64([*seed, epoch])).permutation(count)
+    order = np.random.Generator(np.random.PCG64([*seed, epoch])).permutation(count)
+    order.setflags(write=False)  # it is everyone's
+    return order
 
 
 def padded_batches(count: int, batch: int) -> Iterator[tuple[np.ndarray, int]]:

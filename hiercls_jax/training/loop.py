@@ -1,6 +1,8 @@
 """The training loop: resumable at any step, bit for bit."""
 
+import contextlib
 import dataclasses
+import hashlib
 import math
 import os
 import signal
@@ -12,10 +14,10 @@ import jax
 import numpy as np
 from jax import lax
 
-from hiercls_jax.data.dataset import Split
+from hiercls_jax.data.dataset import Samples
 from hiercls_jax.errors import UserError
 from hiercls_jax.training import checkpoint, parallel
-from hiercls_jax.training.feed import epoch_order, fed, make_feed, padded_batches
+from hiercls_jax.training.feed import Order, fed, make_feed, padded_batches
 from hiercls_jax.training.state import State, create
 from hiercls_jax.training.step import Task, make_predict_step, make_train_step
 from hiercls_jax.training.tracking import Silent, Tracker
@@ -62,13 +64,17 @@ class Schedule:
         """Return the number of steps of the whole schedule."""
         return self.epochs * self.steps_per_epoch(images)
 
+    def order(self, images: int) -> Order:
+        """Return which of so many images each step takes."""
+        return Order(self.seed, images, self.batch, self.epochs)
+
 
 def train(
     name: str,
     task: Task,
     key: jax.Array,
-    train_split: Split,
-    validation: Split | None,
+    train_split: Samples,
+    validation: Samples | None,
     schedule: Schedule,
     folder: Path,
 ) -> tuple[State, dict]:
@@ -89,24 +95,33 @@ def train(
       `validation_error`).
 
     Raises:
-      TrainingError: when a loss is not finite; nothing from after that step is saved.
+      TrainingError: when a loss is not finite; nothing from after that step is saved. And where
+        a checkpoint is of other images.
       Interrupted: after SIGTERM or SIGINT, when the state has been saved.
     """
     total = schedule.total_steps(len(train_split))
-    initial = jax.device_get(
-        create(task.network, task.optimizer, key, train_split.images.shape[1:])
-    )
+    initial = jax.device_get(create(task.network, task.optimizer, key, train_split.image_shape))
     fresh = {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "validation_error": None, "sums": {}}
     state, meta = newest(folder, initial, (initial, fresh))
     if meta["step"] >= total:
         return state, meta
+    # Older checkpoints do not say where in which images they go on.
+    here = {"iterator": {"next_index": meta["step"]}, "images": _images_sum(task, train_split)}
+    meta = {**here, **meta}
+    if {key: meta[key] for key in here} != here:
+        raise TrainingError(
+            f"the checkpoint of step {meta['step']} in {folder} does not go on in these images: it "
+            "was trained on others, or in another order. Put back what was there, or choose "
+            "another --config.workdir"
+        )
     tracker = Tracker(folder, name, meta["step"], total) if parallel.is_first() else Silent()
     if meta["step"]:
         tracker.say(f"{name}: resuming after step {meta['step']} of {total}")
     try:
         with _Signals() as signals:
             run = _Run(name, task, state, meta, train_split, validation, schedule, folder, tracker)
-            return run.to(total, signals)
+            with contextlib.closing(run.batches):
+                return run.to(total, signals)
     finally:
         tracker.close()
 
@@ -121,6 +136,12 @@ def newest(folder: Path, template: State, otherwise=None) -> tuple[State, dict] 
         lambda: checkpoint.pack(checkpoint.restore(folder / "checkpoints", template) or otherwise)
     )
     return checkpoint.unpack(found, template)
+
+
+def _images_sum(task: Task, samples: Samples) -> str:
+    """Return a sum of all that is known of the images without reading them."""
+    known = (samples.labels, task.mean, task.std)
+    return hashlib.sha256(b"".join(array.tobytes() for array in known)).hexdigest()
 
 
 def _carrying_requests(step):
@@ -147,7 +168,9 @@ class _Run:
         self.state = parallel.replicate(state)
         self.step, self.meta = meta["step"], dict(meta)
         self.requested = 0  # the greatest request that has come back with a step
-        self.feed = make_feed(train_split, resident=parallel.on_accelerator())
+        feed = make_feed(train_split, resident=parallel.on_accelerator())
+        self.batches = feed(schedule.order(self.images))
+        self.batches.set_state(meta["iterator"])
         self.take = parallel.pmap(_carrying_requests(fed(make_train_step(task))), donate=True)
         self.predictor = None if validation is None else Predictor(task, schedule.batch)
         self.in_flight = deque()
@@ -159,12 +182,8 @@ class _Run:
 
     def to(self, total: int, signals: "_Signals") -> tuple[State, dict]:
         per_epoch = self.schedule.steps_per_epoch(self.images)
-        order, order_epoch = None, None
         while self.step < total:
-            epoch, i = divmod(self.step, per_epoch)
-            if order_epoch != epoch:
-                order, order_epoch = epoch_order(self.schedule.seed, epoch, self.images), epoch
-            batch = self.feed(order[i * self.schedule.batch : (i + 1) * self.schedule.batch])
+            batch = next(self.batches)
             batch["request"] = parallel.everywhere(self._request(signals))
             self.state, metrics = self.take(self.state, batch)
             self.step += 1
@@ -253,7 +272,7 @@ class _Run:
         if self.step % per_epoch:
             self.meta["validation_error"] = None
         now = time.monotonic()
-        self.meta.update(step=self.step, sums=self.sums)
+        self.meta.update(step=self.step, sums=self.sums, iterator=self.batches.get_state())
         self.meta["seconds"] += now - self.began
         # Older checkpoints do not say; such a run counts from where it goes on.
         cpu_seconds = self.meta.get("cpu_seconds", 0.0) + time.process_time() - self.cpu_began
@@ -286,14 +305,15 @@ class Predictor:
         # In this order, coarsest first; JAX sorts the names in what a step returns.
         self._levels = [level for level, _ in task.network.heads]
 
-    def __call__(self, replicated: State, split: Split) -> dict[str, np.ndarray]:
+    def __call__(self, replicated: State, split: Samples) -> dict[str, np.ndarray]:
         """Return probabilities float32 `[N, classes]` by level name, in the order of `split`."""
-        feed = make_feed(split, resident=False)
+        plan, counts = zip(*padded_batches(len(split), self._batch), strict=True)
         parts = []
-        for indices, count in padded_batches(len(split), self._batch):
-            positions, probs = parallel.unreplicate(self._step(replicated, feed(indices)))
-            counted = np.argsort(positions)[:count]
-            parts.append({level: p[counted] for level, p in probs.items()})
+        with contextlib.closing(make_feed(split, resident=False)(plan)) as batches:
+            for batch, count in zip(batches, counts, strict=True):
+                positions, probs = parallel.unreplicate(self._step(replicated, batch))
+                counted = np.argsort(positions)[:count]
+                parts.append({level: p[counted] for level, p in probs.items()})
         result = {level: np.concatenate([part[level] for part in parts]) for level in self._levels}
         for level, p in result.items():
             assert len(p) == len(split), f"{level}: predicted {len(p)} of {len(split)} images"

@@ -1,0 +1,34 @@
+"""What the scaling page counts is what the compiled step does."""
+
+import jax
+import numpy as np
+from small import schedule, split, task
+
+from benchmarks.scaling import reduced, reduced_by
+from hiercls_jax.training import parallel
+from hiercls_jax.training.feed import fed, make_feed
+from hiercls_jax.training.state import create
+from hiercls_jax.training.step import make_train_step
+
+
+def test_a_step_reduces_the_bytes_that_are_counted():
+    """The all-reduces of a compiled step move what the network's parameters and channels say."""
+    a_task, data = task(), split(8)
+    state = jax.device_get(create(a_task.network, a_task.optimizer, jax.random.key(1), (8, 8, 3)))
+    batch = next(make_feed(data, resident=False)([np.arange(schedule().batch)]))
+    step = parallel.pmap(fed(make_train_step(a_task)))
+    program = step.lower(parallel.replicate(state), batch).compile().as_text()
+    _, found = reduced_by(program)
+    assert found == sum(reduced(a_task.network, (8, 8, 3)).values())
+
+
+def test_all_reduces_are_found():
+    """Of one array, of several, and begun without waiting; other operations are not counted."""
+    program = """
+      %a = f32[3,4]{1,0} all-reduce(%x), replica_groups={{0,1}}
+      %b = (f32[5]{0}, s32[]) all-reduce(%y, %z), channel_id=2
+      %c = bf16[7]{0} all-reduce-start(%w)
+      %d = bf16[7]{0} all-reduce-done(%c)
+      %e = f32[100]{0} add(%x, %all-reduce.1)
+    """
+    assert reduced_by(program) == (3, 48 + 24 + 14)
