@@ -35,7 +35,7 @@ from absl import flags
 
 from hiercls_jax.adaptation.alpha import widest_midpoint
 from hiercls_jax.adaptation.rules import RULES
-from hiercls_jax.errors import UserError
+from hiercls_jax.errors import UserError, one_line
 from hiercls_jax.evaluation import figures, report
 from hiercls_jax.evaluation.probabilities import LevelTables
 from hiercls_jax.evaluation.streaming import Adapter, error_curve, winning, write_adapted
@@ -51,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         options = _parse(argv)
     except flags.Error as error:
-        print(f"error: {error}; see python -m hiercls_jax adapt --help", file=sys.stderr)
+        text = one_line(error)
+        print(f"error: {text}; see python -m hiercls_jax adapt --help", file=sys.stderr)
         return 2
     if options.help:
         print(f"{__doc__}\n{options.module_help(__name__)}")
@@ -59,11 +60,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(adapt(options))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except OSError as error:
         where = error.filename or options.out
-        print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
+        text = one_line(f"{where}: {error.strerror or error}")
+        print(f"error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)

@@ -192,10 +192,10 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)
     ]
     if differing:
-        lines = [f"  {key}: {before.get(key)} there, {now.get(key)} here" for key in differing]
+        fields = [f"{key}: {before.get(key)} there, {now.get(key)} here" for key in differing]
         raise UserError(
-            f"workdir {workdir} holds a run of another config; choose another --config.workdir, "
-            "or the same config:\n" + "\n".join(lines)
+            f"workdir {workdir} holds a run of another config ({'; '.join(fields)}); choose "
+            "another --config.workdir, or the same config"
         )
 
 

@@ -72,6 +72,8 @@ def command(monkeypatch, capsys):
         ([MERGE1, "--config.model.width=-1"], 1, "width is a positive multiplier, not -1"),
         ([MERGE1, "--config.variant=merge9"], 1, "variant 'merge9' is not one of separate, merge0"),
         ([MERGE1, "--config.data.hierarchy=no.json"], 1, "there is no hierarchy file no.json"),
+        ([MERGE1, "--config.data.hierarchy=a\nb\x1b[2J"], 1, r"no hierarchy file a b\x1b[2J"),
+        ([f"{MERGE1}:a\x1b[2J"], 2, r"unknown config argument 'a\x1b[2J'"),
         (["--config=configs/none.py"], 2, "No such file or directory: 'configs/none.py'"),
     ],
 )  # fmt: skip
