@@ -94,6 +94,7 @@ PRESETS = {
     },
 }
 
+_PARTS = ("variant", "model", "data", "train", "optimizer", "run")  # of every config
 DTYPES = ("float32", "bfloat16")
 ARGUMENTS = {"arch": str, "dataset": str, "seed": int, "epochs": int, "batch": int}
 
@@ -183,6 +184,12 @@ def parse_arguments(arguments: str) -> tuple[dict, dict]:
 
 def check(config: ConfigDict) -> None:
     """Refuse what can be seen to be wrong before data is read or anything compiles."""
+    missing = [name for name in _PARTS if name not in config]
+    if missing:
+        raise ConfigError(
+            f"this config has no '{missing[0]}', as those of one run have: configs/merge1.py and "
+            "its like; for all variants with several seeds, run python -m hiercls_jax grid"
+        )
     _family(config)
     if config.variant not in VARIANTS:
         raise ConfigError(f"variant '{config.variant}' is not one of {', '.join(VARIANTS)}")

@@ -74,6 +74,7 @@ def command(monkeypatch, capsys):
         ([MERGE1, "--config.data.hierarchy=no.json"], 1, "there is no hierarchy file no.json"),
         ([MERGE1, "--config.data.hierarchy=a\nb\x1b[2J"], 1, r"no hierarchy file a b\x1b[2J"),
         ([f"{MERGE1}:a\x1b[2J"], 2, r"unknown config argument 'a\x1b[2J'"),
+        ([f"--config={ROOT / 'configs' / 'grid.py'}"], 1, "run python -m hiercls_jax grid"),
         (["--config=configs/none.py"], 2, "No such file or directory: 'configs/none.py'"),
     ],
 )  # fmt: skip
