@@ -133,8 +133,11 @@ def finished_results(workdir: Path) -> dict | None:
     """Return what `results.json` says, where all outputs are there and all steps were taken."""
     if not all((workdir / name).exists() for name in OUTPUTS):
         return None
-    results = json.loads((workdir / "results.json").read_text())
-    return results if results["finished"] else None
+    try:
+        results = json.loads((workdir / "results.json").read_text())
+        return results if results["finished"] else None
+    except (ValueError, KeyError, TypeError):  # damaged: it is written anew, from the checkpoint
+        return None
 
 
 def predict(

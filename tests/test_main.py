@@ -107,6 +107,15 @@ def test_a_broken_config_file_is_one_line(command, tmp_path, content, message):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"finished": ', "\xff", '{"finished": true}'])
+def test_a_damaged_report_is_no_finished_run(tmp_path, content):
+    """Of a run whose `results.json` is cut or is something else, the report is written anew."""
+    for name in run.OUTPUTS:
+        (tmp_path / name).touch()
+    (tmp_path / "results.json").write_bytes(content.encode("latin-1"))
+    assert (run.finished_results(tmp_path) is not None) == (content == '{"finished": true}')
+
+
 def test_summary(command):
     """`--mode=summary` prints stages and totals as a table, with --json as JSON; no run begins."""
     status, out, err = command(MERGE1, SUMMARY, "--json")
