@@ -198,12 +198,7 @@ def _level_files(hierarchy: Hierarchy, options: flags.FlagValues) -> list[str]:
 
 def _read_labels(name: str, tables: LevelTables) -> tuple[np.ndarray, ...]:
     """Return int32 `[N]` per level: positions in its cut."""
-    leaf_ids = read_labels(name, tables.hierarchy.leaf_names)
-    if len(leaf_ids) != tables.rows:
-        raise UserError(
-            f"{name} has {len(leaf_ids)} rows, allowed are the {tables.rows} of "
-            f"{tables.tables[0].name}"
-        )
+    leaf_ids = read_labels(name, tables.hierarchy.leaf_names, tables.rows)
     return tables.hierarchy.labels(leaf_ids)
 
 

@@ -74,6 +74,14 @@ def check_shape(name: str, rows: int, width: int, classes: Sequence[str]) -> Non
         raise TableError(f"{name} has no rows; at least one is needed")
 
 
+def check_rows(name: str, rows: int, wanted: int | None) -> None:
+    """Refuse a column that has not the rows that are wanted, or where None are, no rows."""
+    if not rows:
+        raise TableError(f"{name} has no rows; at least one is needed")
+    if wanted is not None and rows != wanted:
+        raise TableError(f"{name} has {rows} rows, allowed is one for each of {wanted} samples")
+
+
 def column_order(name: str, columns: Sequence[str], classes: Sequence[str]) -> list[int]:
     """Return the position of each class among the columns, which must be the classes."""
     for what, found in (
