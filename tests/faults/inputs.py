@@ -617,6 +617,7 @@ class Tally:
 def tally(reader: Reader, tries: int, where: Path, seed: int = 0) -> Tally:
     """Feed a reader with its bombs and `tries` other inputs, in the new folder `where`."""
     result, before = Tally(reader.name), _reset_peak()
+    shutil.rmtree(where, ignore_errors=True)  # of a tally that was stopped
 
     def feed(value) -> None:
         where.mkdir(parents=True)
