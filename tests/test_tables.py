@@ -376,6 +376,18 @@ def test_no_header_raises_anything_else(tmp_path_factory, header):
         assert str(path) in fails(read, path, ("a", "b"))
 
 
+@pytest.mark.parametrize(
+    "text", [b"{'shape': (2,", b"{'descr': '<f4', 'fortran_order': (\n", b"{" * 90]
+)
+def test_a_header_that_is_no_python_is_refused(tmp_path, text):
+    """Where NumPy tries to read a damaged header as Python 2 wrote it, and cannot."""
+    path = tmp_path / "p.npy"
+    path.write_bytes(
+        b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(118) + bytes(24)
+    )
+    assert f"{path} cannot be read: " in fails(read, path, ("a", "b"))
+
+
 def zipped(path, head, zeros):
     """Write an archive of one array: a header and so many zeros, a thousandth of them on disk."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

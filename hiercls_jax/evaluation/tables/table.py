@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -57,6 +58,7 @@ def as_table_error(name: str):
     except (
         OSError, ValueError, EOFError, NotImplementedError, OverflowError, MemoryError,
         zipfile.BadZipFile, zlib.error, struct.error, csv.Error,
+        tokenize.TokenError, SyntaxError,  # NumPy parses a broken header as Python of old
     ) as error:  # fmt: skip
         # Arrow's errors are OSErrors and ValueErrors. The text of an OSError repeats the file.
         text = getattr(error, "strerror", None) or " ".join(str(error).split())
