@@ -39,7 +39,7 @@ from hiercls_jax.adaptation.alpha import widest_midpoint
 from hiercls_jax.adaptation.error_curve import StepFunction
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.environment import environment
-from hiercls_jax.errors import UserError
+from hiercls_jax.errors import UserError, one_line
 from hiercls_jax.evaluation import figures, page, report
 from hiercls_jax.evaluation.probabilities import LevelTables
 from hiercls_jax.evaluation.streaming import (
@@ -62,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         options = _parse(argv)
     except flags.Error as error:
-        print(f"error: {error}; see python -m hiercls_jax adapt --help", file=sys.stderr)
+        text = one_line(error)
+        print(f"error: {text}; see python -m hiercls_jax adapt --help", file=sys.stderr)
         return 2
     if options.help:
         print(f"{__doc__}\n{options.module_help(__name__)}")
@@ -70,11 +71,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(adapt(options, argv[1:]))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except OSError as error:
         where = error.filename or options.out
-        print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
+        text = one_line(f"{where}: {error.strerror or error}")
+        print(f"error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
@@ -233,12 +235,7 @@ def _level_files(hierarchy: Hierarchy, options: flags.FlagValues) -> list[str]:
 
 def _read_labels(name: str, tables: LevelTables) -> tuple[np.ndarray, ...]:
     """Return int32 `[N]` per level: positions in its cut."""
-    leaf_ids = read_labels(name, tables.hierarchy.leaf_names)
-    if len(leaf_ids) != tables.rows:
-        raise UserError(
-            f"{name} has {len(leaf_ids)} rows, allowed are the {tables.rows} of "
-            f"{tables.tables[0].name}"
-        )
+    leaf_ids = read_labels(name, tables.hierarchy.leaf_names, tables.rows)
     return tables.hierarchy.labels(leaf_ids)
 
 

@@ -7,6 +7,16 @@ class UserError(ValueError):
     """What was wrong, the value or shape, what is allowed, and what to do."""
 
 
+def one_line(error) -> str:
+    """Return an error, or its text, on one line and without what a terminal would obey.
+
+    >>> one_line("no class 'a\\nb\\x1b[2J'")
+    "no class 'a b\\\\x1b[2J'"
+    """
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def explain(error: Exception) -> str:
     """Return what a person needs to know of an error in the flags or in a config file."""
     text = str(error)

@@ -5,7 +5,6 @@ experiment; `configs/merge1.py:quick` and `configs/merge1.py:arch=densenet100,se
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict, config_dict
 
 from hiercls_jax.data import embedded
@@ -95,7 +95,27 @@ PRESETS = {
     },
 }
 
+_PARTS = ("variant", "model", "data", "train", "optimizer", "run")  # of every config
 DTYPES = ("float32", "bfloat16")
+_LARGEST = float(np.finfo(np.float32).max)
+_FROM_0 = "at least 0, not {}; finite in float32", lambda x: 0 <= x < _LARGEST
+# What the fields of an optimizer may be; not all schedules have all of them.
+_OPTIMIZER = {
+    "learning_rate": ("above 0, not {}; finite in float32", lambda x: 0 < x < _LARGEST),
+    "warmup_learning_rate": _FROM_0,
+    "warmup_steps": ("at least 0 and below 2**31, not {}", lambda x: 0 <= x < 2**31),
+    "momentum": ("at least 0 and below 1, not {}", lambda x: 0 <= x < 1),
+    "weight_decay": _FROM_0,
+    "decay_factor": _FROM_0,
+    "decay_at": (
+        "a tuple of fractions of the run, each from 0 to 1, not {}",
+        lambda at: (
+            isinstance(at, tuple | list)
+            and all(isinstance(x, int | float) and 0 <= x <= 1 for x in at)
+        ),
+    ),
+    "peak_at": ("a fraction of the run, between 0 and 1, not {}", lambda x: 0 < x < 1),
+}
 ARGUMENTS = {"arch": str, "dataset": str, "seed": int, "epochs": int, "batch": int}
 
 
@@ -185,6 +205,12 @@ def parse_arguments(arguments: str) -> tuple[dict, dict]:
 
 def check(config: ConfigDict) -> None:
     """Refuse what can be seen to be wrong before data is read or anything compiles."""
+    missing = [name for name in _PARTS if name not in config]
+    if missing:
+        raise ConfigError(
+            f"this config has no '{missing[0]}', as those of one run have: configs/merge1.py and "
+            "its like; for all variants with several seeds, run python -m hiercls_jax grid"
+        )
     _family(config)
     if config.variant not in VARIANTS:
         raise ConfigError(f"variant '{config.variant}' is not one of {', '.join(VARIANTS)}")
@@ -221,22 +247,22 @@ def check(config: ConfigDict) -> None:
         "train.epochs", "train.batch", "run.log_every", "run.cpu_devices", "data.image_size",
     ):  # fmt: skip
         value = config_value(config, field)
-        if value is not None and value < 1:
-            raise ConfigError(f"{field} is at least 1, not {value}")
+        if value is not None and not 1 <= value < 2**31:
+            raise ConfigError(f"{field} is at least 1, not {value}; and below 2**31")
     for field in ("seed", "data.validation_seed"):
         if not 0 <= config_value(config, field) < 2**32:
             raise ConfigError(
                 f"{field} is an integer from 0 to 2**32 - 1, not {config_value(config, field)}"
             )
     weights = config.train.loss_weights or ()
-    if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights):
+    if not all(isinstance(w, int | float) and 0 <= w < _LARGEST for w in weights):
         raise ConfigError(f"train.loss_weights are numbers of at least 0, not {weights}")
     if not 0 < config.data.validation < 1:
         raise ConfigError(
             f"data.validation is a fraction between 0 and 1, not {config.data.validation}; "
             "to hold nothing out, set data.final=True"
         )
-    if config.run.save_minutes <= 0:
+    if not config.run.save_minutes > 0:
         raise ConfigError(f"run.save_minutes is above 0, not {config.run.save_minutes}")
     optimizer = config.optimizer
     if optimizer.schedule not in ("step", "onecycle"):
@@ -247,8 +273,10 @@ def check(config: ConfigDict) -> None:
             f"optimizer.schedule={optimizer.schedule} needs optimizer.{missing}, which this "
             f"config does not have; presets {', '.join(PRESETS)} use onecycle, all else step"
         )
-    if not optimizer.learning_rate > 0:
-        raise ConfigError(f"optimizer.learning_rate is above 0, not {optimizer.learning_rate}")
+    for field, (allowed, is_allowed) in _OPTIMIZER.items():
+        value = optimizer.get(field)
+        if field in optimizer and not is_allowed(value):
+            raise ConfigError(f"optimizer.{field} is {allowed.format(value)}")
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:

@@ -34,7 +34,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from hiercls_jax import experiment, huge_pages, run
-from hiercls_jax.errors import UserError, explain
+from hiercls_jax.errors import UserError, explain, one_line
 from hiercls_jax.models.summary import summarise
 from hiercls_jax.training import parallel
 from hiercls_jax.training.loop import in_words
@@ -140,7 +140,8 @@ def main(argv: Sequence[str]) -> int:
         config.value.to_dict()  # a config file that is not there is noticed at its first use
         config_file = Path(flag_values["config"].config_filename)
     except Exception as error:  # a config file is a program, which may raise anything
-        print(f"error: {explain(error)}; see python -m hiercls_jax grid --help", file=sys.stderr)
+        text = one_line(explain(error))
+        print(f"error: {text}; see python -m hiercls_jax grid --help", file=sys.stderr)
         return 2
     try:
         slots = Slots.of(jobs.value)
@@ -151,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
         with _alone_in(Path(config.value.folder)) as lock, _signals() as caught:
             return _carry_out(runs, slots, lock, caught)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
 
 

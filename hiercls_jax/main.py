@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from hiercls_jax import experiment, run
-from hiercls_jax.errors import UserError, explain
+from hiercls_jax.errors import UserError, explain, one_line
 from hiercls_jax.training.loop import Interrupted
 from hiercls_jax.training.parallel import Cluster
 
@@ -88,7 +88,7 @@ def _main(argv: list[str]) -> int:
         else:
             run.run(CONFIG.value, MODE.value == "train", sys.argv[1:], _cluster())
     except (UserError, OSError) as error:  # such as a full disk
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except Interrupted as stop:
         print(f"{stop}. The same command again goes on from there.", file=sys.stderr)
@@ -117,7 +117,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             CONFIG.value.to_dict()  # a config file that is not there is noticed at its first use
         return rest
     except Exception as e:  # a config file is a program, which may raise anything
-        print(f"error: {explain(e)}\nSee: python -m hiercls_jax.main --help", file=sys.stderr)
+        print(f"error: {one_line(explain(e))}", file=sys.stderr)
+        print("See: python -m hiercls_jax.main --help", file=sys.stderr)
         sys.exit(2)
 
 

@@ -28,7 +28,7 @@ from absl import flags, logging
 
 from hiercls_jax import predictor
 from hiercls_jax.data.dataset import cache_folder
-from hiercls_jax.errors import UserError
+from hiercls_jax.errors import UserError, one_line
 from hiercls_jax.predictor import Answer, Predictor
 
 TOP = 3  # classes that are shown of each level
@@ -40,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         options, files = _parse(argv)
     except flags.Error as error:
-        print(f"error: {error}; see python -m hiercls_jax {command} --help", file=sys.stderr)
+        text = one_line(error)
+        print(f"error: {text}; see python -m hiercls_jax {command} --help", file=sys.stderr)
         return 2
     if options.help:
         print(f"{__doc__}\n{options.module_help(__name__)}")
@@ -50,10 +51,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(_predict(options, files) if command == "predict" else _export(options))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        text = one_line(f"{error.filename}: {error.strerror or error}")
+        print(f"error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

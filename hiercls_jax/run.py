@@ -138,8 +138,11 @@ def finished_results(workdir: Path) -> dict | None:
     """Return what `results.json` says, where all outputs are there and all steps were taken."""
     if not all((workdir / name).exists() for name in OUTPUTS):
         return None
-    results = json.loads((workdir / "results.json").read_text())
-    return results if results["finished"] else None
+    try:
+        results = json.loads((workdir / "results.json").read_text())
+        return results if results["finished"] else None
+    except (ValueError, KeyError, TypeError):  # damaged: it is written anew, from the checkpoint
+        return None
 
 
 def predict(
@@ -197,10 +200,10 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)
     ]
     if differing:
-        lines = [f"  {key}: {before.get(key)} there, {now.get(key)} here" for key in differing]
+        fields = [f"{key}: {before.get(key)} there, {now.get(key)} here" for key in differing]
         raise UserError(
-            f"workdir {workdir} holds a run of another config; choose another --config.workdir, "
-            "or the same config:\n" + "\n".join(lines)
+            f"workdir {workdir} holds a run of another config ({'; '.join(fields)}); choose "
+            "another --config.workdir, or the same config"
         )
 
 

@@ -401,7 +401,7 @@ def shorten(name, keep):
         ),
         (
             lambda: np.save("y.npy", np.arange(49) % 5),
-            "y.npy has 49 rows, allowed are the 50 of pc",
+            "y.npy .*49.* allowed is one for each of 50 samples",
         ),
         (lambda: np.save("y.npy", np.arange(50) % 6), "y.npy, row 5 .*: unknown class 5; allowed"),
         (lambda: np.save("y.npy", np.array([{}] * 50)), "y.npy holds Python objects, which are ne"),

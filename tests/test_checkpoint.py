@@ -70,7 +70,8 @@ def test_a_kill_while_an_old_checkpoint_is_removed_does_no_harm(tmp_path):
 def test_a_full_disk_is_said_in_one_line(tmp_path, limit):
     """Where no file may outgrow a limit, the save is refused, and what was saved before is there.
 
-    At 64 bytes Python's own writing fails, at 20,000 that of an array of 400,000, inside Orbax.
+    At 64 bytes nothing can be written, at 20,000 not an array of 400,000, for which room is made
+    before Orbax writes: it would print pages of tracebacks.
     """
     put(tmp_path, 1)
     code = (
@@ -88,7 +89,26 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, limit):
     )  # fmt: skip
     assert done.stdout.startswith("the checkpoint of step 2 could not be written to"), done.stderr
     assert done.stdout.count("\n") == 1
+    assert (": File too large; " in done.stdout, done.stderr) == (True, "")
     assert names(tmp_path) == ["step_00000001"]
+
+
+def test_what_orbax_says_of_a_full_disk_is_one_short_line(tmp_path, monkeypatch):
+    """Where the disk fills up while Orbax writes, the reason is taken from its page of text."""
+    text = (
+        'OUT_OF_RANGE: Error writing "a/0" in OCDBT database at local file "/x/d": Failed writing: '
+        '"/x/d/1": Failed to write 7 bytes to file 14: No space left on device [tensorstore_spec='
+        "'{\\\"context\\\":{}}'] [os_error_code='28']\nmore"
+    )
+
+    def fail(*_):
+        raise ValueError(text)
+
+    monkeypatch.setattr(checkpoint, "_checkpointer", fail)
+    with pytest.raises(CheckpointError) as caught:
+        put(tmp_path, 2)
+    assert "step 2 could not be written" in str(caught.value)
+    assert ": No space left on device; what was saved" in str(caught.value)
 
 
 def test_any_flipped_bit_is_found(tmp_path, capsys):
@@ -135,8 +155,9 @@ def test_nothing_whole_is_an_error_not_a_fresh_start(tmp_path):
     """Where every checkpoint is damaged, training does not silently begin anew."""
     put(tmp_path, 1)
     (tmp_path / "step_00000001" / "manifest.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
-        restore(tmp_path, state(0))
+    for _ in range(2):  # nor when it is asked again, as a scheduler does
+        with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+            restore(tmp_path, state(0))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +350,20 @@ def test_unsafe_member(server, tmp_path, extra):
     folder = tmp_path / "deep" / "sets"
     refused(server, folder, pack(files(), [extra]), f"member '{extra.name}'", kept=True)
     assert not list(tmp_path.rglob("escaped"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
+def test_decompression_bomb(server, tmp_path, kind):
+    """What says that it is long, be it a name, takes no memory: no more is read than is wanted."""
+    bomb = tarfile.TarInfo("x")
+    bomb.type, bomb.size = kind, 1 << 25
+    archive = gzip.compress(bomb.tobuf(tarfile.GNU_FORMAT) + bytes(bomb.size))
+    tracemalloc.start()
+    refused(
+        server, tmp_path, archive, "bytes or more when it is decompressed", "delete it", kept=True
+    )
+    assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    tracemalloc.stop()
 
 
 def test_member_twice(server, tmp_path):

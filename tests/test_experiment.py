@@ -203,12 +203,35 @@ def test_a_config_is_locked():
         ({"optimizer__schedule": "onecycle"}, "onecycle needs optimizer.peak_at"),
         ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate is above 0, not 0.0"),
         ({"optimizer__learning_rate": float("nan")}, "optimizer.learning_rate is above 0, not nan"),
+        (
+            {"optimizer__learning_rate": 1e39},
+            "learning_rate is above 0, not 1e.39; finite",
+        ),
+        ({"optimizer__warmup_learning_rate": float("nan")}, "warmup_learning_rate is at least 0"),
+        ({"optimizer__warmup_steps": -1}, "warmup_steps is at least 0 and below"),
+        ({"optimizer__momentum": 1.0}, "momentum is at least 0 and below 1, not 1.0"),
+        ({"optimizer__weight_decay": float("inf")}, "weight_decay is at least 0, not inf; finite"),
+        ({"optimizer__decay_factor": -1.0}, "decay_factor is at least 0, not -1.0"),
+        ({"optimizer__decay_at": ("a",)}, r"decay_at is a tuple of fractions.*, not \('a',\)"),
+        ({"optimizer__decay_at": (0.5, 1.5)}, r"each from 0 to 1, not \(0.5, 1.5\)"),
+        ({"train__epochs": 2**31}, r"not 2147483648; and below 2\*\*31"),
+        ({"train__loss_weights": (1.0, 1e39)}, "numbers of at least 0"),
+        ({"run__save_minutes": float("nan")}, "run.save_minutes is above 0, not nan"),
+        ({"model__width": 1e300}, "width is a positive multiplier, not 1e.300; at most 1000"),
+        ({"model__stem_stride": 2**31}, "stem_stride is at least 1, not 2147483648; at most"),
     ],
 )
 def test_wrong_fields_are_refused(fields, message):
     """Each field that can be seen to be wrong is refused with its value and what is allowed."""
     with pytest.raises(UserError, match=message):
         check(changed(compose("merge1"), **fields))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
+def test_a_cycle_has_its_peak_inside(value):
+    """The peak of the learning rate lies between the first step and the last."""
+    with pytest.raises(ConfigError, match=f"peak_at is a fraction .*between 0 and 1, not {value}"):
+        check(changed(compose("merge1", "quick"), optimizer__peak_at=value))
 
 
 def test_good_fields_are_not_refused():

@@ -73,6 +73,9 @@ def command(monkeypatch, capsys):
         ([MERGE1, "--config.model.width=-1"], 1, "width is a positive multiplier, not -1"),
         ([MERGE1, "--config.variant=merge9"], 1, "variant 'merge9' is not one of separate, merge0"),
         ([MERGE1, "--config.data.hierarchy=no.json"], 1, "there is no hierarchy file no.json"),
+        ([MERGE1, "--config.data.hierarchy=a\nb\x1b[2J"], 1, r"no hierarchy file a b\x1b[2J"),
+        ([f"{MERGE1}:a\x1b[2J"], 2, r"unknown config argument 'a\x1b[2J'"),
+        ([f"--config={ROOT / 'configs' / 'grid.py'}"], 1, "run python -m hiercls_jax grid"),
         (["--config=configs/none.py"], 2, "No such file or directory: 'configs/none.py'"),
     ],
 )  # fmt: skip
@@ -103,6 +106,15 @@ def test_a_broken_config_file_is_one_line(command, tmp_path, content, message):
     assert (status, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"finished": ', "\xff", '{"finished": true}'])
+def test_a_damaged_report_is_no_finished_run(tmp_path, content):
+    """Of a run whose `results.json` is cut or is something else, the report is written anew."""
+    for name in run.OUTPUTS:
+        (tmp_path / name).touch()
+    (tmp_path / "results.json").write_bytes(content.encode("latin-1"))
+    assert (run.finished_results(tmp_path) is not None) == (content == '{"finished": true}')
 
 
 def test_summary(command):

@@ -408,6 +408,7 @@ def test_levels_may_be_called_what_pieces_are(level):
     [
         (lambda: registry.build("vgg16"), "unknown arch 'vgg16'.*families: resnet, densenet"),
         (lambda: registry.build("resnet"), "unknown arch 'resnet'"),
+        (lambda: registry.build("resnet99999"), "unknown arch 'resnet99999'"),
         (lambda: registry.build("resnet18"), r"resnet18: .*depth 9n \+ 2 \(11, 20, …\), not 18"),
         (lambda: registry.build("resnet2"), "not 2"),
         (lambda: registry.build("densenet12"), r"densenet12: .*6n \+ 4 \(10, 16, …\), not 12"),

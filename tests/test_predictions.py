@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -130,7 +131,22 @@ def test_nothing_is_unpickled(tmp_path, arrays):
     """An array of objects is refused, not unpickled."""
     arrays["test/p_fine"] = np.array([{}] * 7, dtype=object)
     np.savez(tmp_path / "p.npz", **arrays)
-    refused(tmp_path / "p.npz", "cannot be read as predictions.*allow_pickle")
+    refused(tmp_path / "p.npz", "cannot be read as predictions.*never unpickled")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_small_file_takes_little_memory(tmp_path, arrays, compressed):
+    """An array of 20 MB in a file of 20 kB, by compression or as a claim, is refused unread."""
+    rows, path = 5_000_000, tmp_path / "p.npz"
+    if compressed:
+        np.savez_compressed(path, **arrays | {"test/labels_fine": np.zeros(rows, np.int32)})
+    else:
+        np.savez(path, **arrays | {"test/labels_fine": np.zeros(7, np.int32)})
+        path.write_bytes(path.read_bytes().replace(b"(7,), }      ", f"({rows},), }}".encode()))
+    tracemalloc.start()
+    refused(path, "cannot be read as predictions")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def test_a_single_array_is_refused(tmp_path):

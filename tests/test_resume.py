@@ -185,9 +185,10 @@ def test_evaluate_repeats_the_report_from_the_checkpoint(images, runs):
 
 
 def test_a_workdir_of_another_config_is_refused(images, runs):
-    """Another learning rate in the same workdir is refused in one line per differing field."""
+    """Another learning rate in the same workdir is refused in one line, with what differs."""
     more = "--config.optimizer.learning_rate=0.5"
     status, out = finish(start(images, runs["whole"], more))
     assert status == 1
-    assert "optimizer.learning_rate: 0.1 there, 0.5 here" in out
+    last = out.splitlines()[-1]
+    assert "a run of another config (optimizer.learning_rate: 0.1 there, 0.5 here)" in last
     assert "Traceback" not in out

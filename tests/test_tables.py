@@ -1,10 +1,12 @@
 """Tables of every format: written and read back, read in pieces, and refused where damaged."""
 
 import contextlib
+import io
 import itertools
 import json
 import os
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -372,6 +374,62 @@ def test_no_header_raises_anything_else(tmp_path_factory, header):
     valid = {"descr": "<f4", "fortran_order": False, "shape": (2, 2)}
     if header != valid:
         assert str(path) in fails(read, path, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "text", [b"{'shape': (2,", b"{'descr': '<f4', 'fortran_order': (\n", b"{" * 90]
+)
+def test_a_header_that_is_no_python_is_refused(tmp_path, text):
+    """Where NumPy tries to read a damaged header as Python 2 wrote it, and cannot."""
+    path = tmp_path / "p.npy"
+    path.write_bytes(
+        b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(118) + bytes(24)
+    )
+    assert f"{path} cannot be read: " in fails(read, path, ("a", "b"))
+
+
+def zipped(path, head, zeros):
+    """Write an archive of one array: a header and so many zeros, a thousandth of them on disk."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("y.npy", head + bytes(zeros))
+    return str(path)
+
+
+def header(descr, shape) -> bytes:
+    """The header of an `.npy` file."""
+    file = io.BytesIO()
+    head = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, head)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (header("|i1", (2**24,)), "has 16777216 rows, allowed is one for each of 2 samples"),
+        (header("<U2097152", (2,)), "<U2097152, allowed are names of 1,024 characters"),
+        (b"\x93NUMPY\x02\x00" + (2**24).to_bytes(4, "little"), "a header of 16,777,216 bytes"),
+    ],
+)
+def test_small_files_of_labels_take_little_memory(tmp_path, head, message):
+    """16 MB of rows, of a name or of a header, in a file of 16 kB, are refused unread."""
+    name = zipped(tmp_path / "y.npz", head, 2**24)
+    tracemalloc.start()
+    assert message in fails(read_labels, name, ("a", "b"), 2)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_a_long_name_is_one_long_name(tmp_path):
+    """One name of 100,000 characters among 1,000 short ones takes not 1,000 times its memory."""
+    path = tmp_path / "y.csv"
+    path.write_text("label\n" + "a\n" * 1000 + "x" * 100_000 + "\n")
+    tracemalloc.start()
+    error = fails(read_labels, str(path), ("a", "b"))
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+    assert "row 1000 (from 0): unknown class 'xxxx" in error
+    assert len(error) < 1000
 
 
 # Labels.

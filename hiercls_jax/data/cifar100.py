@@ -1,6 +1,7 @@
 """CIFAR-100 (Krizhevsky, 2009), downloaded and prepared where it is not: without TensorFlow."""
 
 import contextlib
+import gzip
 import hashlib
 import http.client
 import io
@@ -27,6 +28,7 @@ COUNTS = {"train": 50_000, "test": 10_000}
 _PREFIX = "cifar-100-binary"
 _RECORD = 2 + 3 * 32 * 32  # bytes: coarse label, fine label, then planes of red, green and blue
 _NAMES_LIMIT = 1 << 16  # bytes of a file of class names; the real ones have under 1 KiB
+_EXTRA = 1 << 20  # bytes of the archive beside the files that are wanted
 _TIMEOUT = 30  # seconds without a byte from the server
 _BLOCK = 1 << 18  # bytes
 
@@ -212,7 +214,10 @@ def _read_archive(archive: Path, counts: dict[str, int]) -> dict[str, bytes]:
 def _members(archive: Path, limits: dict[str, int]) -> dict[str, bytes]:
     """Return the wanted files in memory: nothing is extracted, so nothing is written anywhere."""
     contents: dict[str, bytes] = {}
-    with tarfile.open(archive, "r:gz") as tar:
+    # A tape archive says of each file, name and attribute how long it is: too long for memory, or
+    # for anyone's patience.
+    whole = sum(limits.values()) + _EXTRA
+    with _Bounded(archive, whole) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             path = PurePosixPath(member.name)
             if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
@@ -232,6 +237,29 @@ def _members(archive: Path, limits: dict[str, int]) -> dict[str, bytes]:
                 )
             contents[name] = tar.extractfile(member).read()
     return contents
+
+
+class _Bounded(gzip.GzipFile):
+    """A compressed file of which no more than `limit` bytes are ever decompressed."""
+
+    def __init__(self, path: Path, limit: int):
+        super().__init__(path)
+        self._limit = limit
+
+    def read(self, size: int) -> bytes:
+        self._check(self.tell() + size)
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._check(offset)
+        return super().seek(offset, whence)
+
+    def _check(self, end: int) -> None:
+        if end > self._limit:
+            raise DataError(
+                f"{self.name} is said to have {end} bytes or more when it is decompressed; "
+                f"CIFAR-100's archive has less than {self._limit}; delete it"
+            )
 
 
 def _records(content: bytes) -> np.ndarray:

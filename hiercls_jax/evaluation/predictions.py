@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from hiercls_jax.errors import UserError
+from hiercls_jax.evaluation.tables.numpy_files import open_array
+from hiercls_jax.evaluation.tables.table import read_exactly
 from hiercls_jax.hierarchy import Hierarchy
 
 
@@ -31,7 +34,7 @@ def save(path: Path, splits: dict[str, Predictions]) -> None:
     arrays = {}
     for split, predictions in splits.items():
         for level, p in predictions.probs.items():
-            arrays[f"{split}/p_{level}"] = p.astype(np.float32)
+            arrays[f"{split}/p_{level}"] = p.astype(np.float32, order="C")
             arrays[f"{split}/labels_{level}"] = predictions.labels[level].astype(np.int32)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
     try:
@@ -48,9 +51,7 @@ def load(path: Path, hierarchy: Hierarchy) -> dict[str, Predictions]:
       UserError: where the file is missing, damaged, or of another hierarchy.
     """
     try:
-        # Opened here, as NumPy leaves a file open that is no whole archive.
-        with open(path, "rb") as handle, np.lib.npyio.NpzFile(handle, allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = _read_arrays(path)
     except Exception as error:  # zipfile and NumPy raise nearly anything on broken bytes
         raise UserError(f"{path} cannot be read as predictions: {error}") from error
     splits = {}
@@ -66,6 +67,21 @@ def load(path: Path, hierarchy: Hierarchy) -> dict[str, Predictions]:
     if not splits:
         raise UserError(f"{path} holds no predictions")
     return splits
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    # No more than the file's own size, so that a small file takes little memory.
+    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise UserError(f"{packed[0]} is compressed, which a run's are not; save it by np.savez")
+    arrays = {}
+    for member in members:
+        key = member.filename.removesuffix(".npy")
+        with open_array(f"{path}:{key}") as (stream, shape, dtype):
+            arrays[key] = read_exactly(f"{path}:{key}", stream, dtype, shape)
+    return arrays
 
 
 def _check(where: str, level: str, classes: int, p, y) -> None:

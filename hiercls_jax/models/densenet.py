@@ -67,8 +67,8 @@ class DenseNet:
             raise ValueError(f"a DenseNet-BC has depth 6n + 4 (10, 16, …), not {self.depth}")
         if not 0 < self.compression <= 1:
             raise ValueError(f"compression lies in (0, 1], not {self.compression}")
-        if self.growth < 1:
-            raise ValueError(f"growth is at least 1 channel, not {self.growth}")
+        if not 1 <= self.growth <= 1000:
+            raise ValueError(f"growth is at least 1 channel, not {self.growth}; at most 1000")
         check_scale(self.width, self.stem_stride)
 
     def pieces(self, axis_name: str | None) -> tuple[nn.Module, ...]:

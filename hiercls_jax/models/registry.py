@@ -50,7 +50,7 @@ def build(arch: str, **chosen) -> Family:
 
 
 def _parse(arch: str) -> tuple[Callable[..., Family], int]:
-    match = re.fullmatch(r"([a-z]+)(\d+)", arch)
+    match = re.fullmatch(r"([a-z]+)(\d{1,4})", arch)
     if not match or match[1] not in _FAMILIES:
         raise ArchError(
             f"unknown arch '{arch}'; an arch is a family and its depth, such as resnet164 "

@@ -1,7 +1,6 @@
 """Pre-activation bottleneck ResNet for small images, depth 9n + 2 (He et al., ECCV 2016)."""
 
 import dataclasses
-import math
 
 import flax.linen as nn
 
@@ -93,7 +92,7 @@ class ResNet:
 
 def check_scale(width: float, stem_stride: int) -> None:
     """Raise a ValueError for a width or a stem stride that no network can have."""
-    if not 0 < width < math.inf:
-        raise ValueError(f"width is a positive multiplier, not {width}")
-    if stem_stride < 1:
-        raise ValueError(f"stem_stride is at least 1, not {stem_stride}")
+    if not 0 < width <= 1000:
+        raise ValueError(f"width is a positive multiplier, not {width}; at most 1000")
+    if not 1 <= stem_stride <= 1000:
+        raise ValueError(f"stem_stride is at least 1, not {stem_stride}; at most 1000")

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from hiercls_jax.errors import UserError
 from hiercls_jax.training.state import State
 
 KEEP = 2  # newest checkpoints kept, so that a damaged one has one before it to fall back to
+EXTRA = 2**18, 2**10  # bytes of a checkpoint beside its arrays' own: of all, and of each array
 
 
 class CheckpointError(UserError):
@@ -47,6 +49,7 @@ def save(folder: Path, state: State, meta: dict) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
         try:
+            _make_room(temporary / "room", state)
             with _checkpointer() as checkpointer:
                 checkpointer.save(temporary.absolute() / "arrays", state)
             _write_json(temporary / "meta.json", meta)
@@ -56,8 +59,11 @@ def save(folder: Path, state: State, meta: dict) -> None:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         _drop(folder)
-    except (OSError, ValueError) as error:  # a ValueError is what Orbax makes of a full disk
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, ValueError) as error:
+        # A ValueError is what Orbax makes of a full disk: a page of text with its number in it.
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(number[1])) if number else getattr(error, "strerror", None)
+        reason = reason or str(error).splitlines()[0]
         raise CheckpointError(
             f"the checkpoint of step {meta['step']} could not be written to {folder}: {reason}; "
             "what was saved before it is untouched"
@@ -77,6 +83,7 @@ def restore(folder: Path, template: State) -> tuple[State, dict] | None:
       CheckpointError: where there are checkpoints and none is whole.
     """
     found = _steps(folder)
+    before = len(list(folder.glob("step_*.damaged")))
     for path in reversed(found):
         fault = _fault(path)
         if fault is None:
@@ -85,10 +92,10 @@ def restore(folder: Path, template: State) -> tuple[State, dict] | None:
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
         print(f"checkpoint {path.name} is damaged ({fault}); trying the one before it", flush=True)
-    if found:
+    if found or before:
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {folder} is whole; to start anew, choose "
-            "another --config.workdir or remove that folder"
+            f"none of the {len(found) + before} checkpoints in {folder} is whole; to start anew, "
+            "choose another --config.workdir or remove that folder"
         )
     return None
 
@@ -148,6 +155,20 @@ def _validation_error(path: Path) -> float | None:
         return None
 
 
+def _make_room(path: Path, state: State) -> None:
+    """Raise an OSError where the disk, or a quota, has no room for a checkpoint of `state`.
+
+    What Orbax meets with in the middle of it, its threads print as page after page of tracebacks.
+    """
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        leaves = jax.tree.leaves(state)
+        fixed, each = EXTRA
+        with open(path, "wb") as file:
+            size = sum(leaf.nbytes + each for leaf in leaves) + fixed
+            os.posix_fallocate(file.fileno(), 0, size)
+        path.unlink()
+
+
 def _drop(folder: Path) -> None:
     keep = {*_steps(folder)[-KEEP:], best(folder)}
     for path in _steps(folder):
@@ -173,7 +194,7 @@ def _fault(path: Path) -> str | None:
     try:
         expected = _read_json(path / "manifest.json")
         actual = _sums(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         return f"its manifest cannot be read: {error}"
     for file in sorted(expected.keys() | actual.keys()):
         if file not in actual:

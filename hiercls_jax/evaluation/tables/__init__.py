@@ -10,11 +10,19 @@ CSV and Parquet name their columns, which may then stand in any order.
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as shortened
 
 import numpy as np
 
 from hiercls_jax.evaluation.tables import csv_files, numpy_files, parquet_files
-from hiercls_jax.evaluation.tables.table import Table, TableError, as_table_error, some, split_key
+from hiercls_jax.evaluation.tables.table import (
+    Table,
+    TableError,
+    as_table_error,
+    check_rows,
+    some,
+    split_key,
+)
 
 __all__ = ["FORMATS", "Table", "TableError", "open_table", "read_labels", "write_table"]
 
@@ -47,13 +55,14 @@ def open_table(name: str, classes: Sequence[str], scratch: Path | None = None) -
     return Table(name, format_, rows, read)
 
 
-def read_labels(name: str, classes: Sequence[str]) -> np.ndarray:
+def read_labels(name: str, classes: Sequence[str], rows: int | None = None) -> np.ndarray:
     """Read one class per sample.
 
     Args:
       name: a file as in `open_table`, with one column or a one-dimensional array: indices in
         `[0, K)`, or names of classes.
       classes: names of the K classes.
+      rows: how many there must be, where that is known: a compressed file of others is not read.
 
     Returns:
       int32 `[N]` in `[0, K)`.
@@ -63,19 +72,20 @@ def read_labels(name: str, classes: Sequence[str]) -> np.ndarray:
     """
     format_ = _format_of(name)
     with as_table_error(name):
-        values = _MODULES[format_].read_column(name, classes)
-    if not len(values):
-        raise TableError(f"{name} has no rows; at least one is needed")
-    if values.dtype.kind == "U":
+        values = _MODULES[format_].read_column(name, classes, rows)
+    check_rows(name, len(values), rows)
+    if isinstance(values, list):
         index = {class_: i for i, class_ in enumerate(classes)}
-        ids = np.array([index.get(value, -1) for value in values.tolist()])
+        ids = np.array([index.get(value, -1) for value in values])
     else:
         ids = values
     bad = np.flatnonzero((ids < 0) | (ids >= len(classes)))
     if bad.size:
+        value = values[bad[0]]
+        value = value if isinstance(value, str) else int(value)
         raise TableError(
-            f"{name}, row {bad[0]} (from 0): unknown class {values[bad[0]].item()!r}; allowed are "
-            f"0 to {len(classes) - 1}, or the names {some(classes)}"
+            f"{name}, row {bad[0]} (from 0): unknown class {shortened(value)}; allowed "
+            f"are 0 to {len(classes) - 1}, or the names {some(classes)}"
         )
     return ids.astype(np.int32)
 

@@ -35,7 +35,7 @@ def open_numbers(name: str, classes: Sequence[str], scratch) -> tuple[int, Calla
     return rows, read
 
 
-def read_column(name: str, classes: Sequence[str]) -> np.ndarray:
+def read_column(name: str, classes: Sequence[str], rows) -> np.ndarray | list[str]:
     """Return integers or names `[N]`; names where every cell is the name of a class."""
     with _open(name) as lines:
         table = [_cells(line) for line in lines]
@@ -48,7 +48,7 @@ def read_column(name: str, classes: Sequence[str]) -> np.ndarray:
     values = [cell for (cell,) in table[is_header:]]
     if all(map(_is_integer, values)) and not known.issuperset(values):
         return np.array([int(value) for value in values], np.int64)
-    return np.array(values, str)
+    return values
 
 
 @contextlib.contextmanager

@@ -10,16 +10,20 @@ import numpy as np
 
 from hiercls_jax.evaluation.tables.table import (
     TableError,
+    check_rows,
     check_shape,
     read_exactly,
     some,
     split_key,
 )
 
+_LONGEST = 4096  # bytes of a class's name: 1024 characters
+_LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
+
 
 def open_numbers(name: str, classes: Sequence[str], scratch) -> tuple[int, Callable]:
     """Return the number of rows, and the function that reads them."""
-    with _open(name) as (_, shape, dtype):
+    with open_array(name) as (_, shape, dtype):
         if dtype.kind not in "fiub":
             raise TableError(f"{name} holds {dtype}, allowed are real numbers")
         if len(shape) != 2:
@@ -28,7 +32,7 @@ def open_numbers(name: str, classes: Sequence[str], scratch) -> tuple[int, Calla
     check_shape(name, rows, width, classes)
 
     def read(size: int) -> Iterator[np.ndarray]:
-        with _open(name) as (stream, now, dtype):
+        with open_array(name) as (stream, now, dtype):
             if now != shape:
                 raise TableError(f"{name} has changed while it was read")
             for start in range(0, rows, size):
@@ -37,14 +41,18 @@ def open_numbers(name: str, classes: Sequence[str], scratch) -> tuple[int, Calla
     return rows, read
 
 
-def read_column(name: str, classes) -> np.ndarray:
+def read_column(name: str, classes, rows: int | None) -> np.ndarray | list[str]:
     """Return integers or names `[N]`."""
-    with _open(name) as (stream, shape, dtype):
+    with open_array(name) as (stream, shape, dtype):
         if len(shape) != 1 or dtype.kind not in "iuU":
             raise TableError(
                 f"{name}: {dtype} {list(shape)}, allowed are integers or class names [N]"
             )
-        return read_exactly(name, stream, dtype, shape)
+        if dtype.itemsize > _LONGEST:
+            raise TableError(f"{name}: {dtype}, allowed are names of {_LONGEST // 4:,} characters")
+        check_rows(name, *shape, rows)
+        values = read_exactly(name, stream, dtype, shape)
+        return values.tolist() if dtype.kind == "U" else values
 
 
 @contextlib.contextmanager
@@ -66,7 +74,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: int, dtype: np.dtype):
 
 
 @contextlib.contextmanager
-def _open(name: str):
+def open_array(name: str):
     """Open an array of the size its header says: (stream behind the header, shape, dtype)."""
     with contextlib.ExitStack() as stack:
         path, key = split_key(name)
@@ -104,7 +112,23 @@ def _choose(path: str, members: list[str], key: str | None) -> str:
     return members[keys.index(key)]
 
 
+class _Bounded:
+    """A stream of which NumPy reads no header that is too long: it may claim to have 4 GB."""
+
+    def __init__(self, name: str, stream):
+        self._name, self._stream = name, stream
+
+    def read(self, size: int) -> bytes:
+        if size > _LONGEST_HEADER:
+            raise TableError(
+                f"{self._name} is damaged: a header of {size:,} bytes, allowed are "
+                f"{_LONGEST_HEADER:,}"
+            )
+        return self._stream.read(size)
+
+
 def _read_header(name: str, stream):
+    stream = _Bounded(name, stream)
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)

@@ -9,6 +9,7 @@ import numpy as np
 
 from hiercls_jax.evaluation.tables.table import (
     TableError,
+    check_rows,
     check_shape,
     column_order,
     read_exactly,
@@ -48,10 +49,11 @@ def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tup
     return sum(groups), read
 
 
-def read_column(name: str, classes) -> np.ndarray:
+def read_column(name: str, classes, rows: int | None) -> np.ndarray | list[str]:
     """Return integers or names `[N]`."""
-    _, parquet = _import(name)
+    arrow, parquet = _import(name)
     with parquet.ParquetFile(name) as file:
+        check_rows(name, file.metadata.num_rows, rows)
         field, *more = schema = file.schema_arrow
         if more:
             raise TableError(f"{name}: columns {some(schema.names)}, allowed is one")
@@ -59,10 +61,12 @@ def read_column(name: str, classes) -> np.ndarray:
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
         raise TableError(f"{name}, row {row} (from 0): no value, allowed are classes")
-    values = np.array(column.to_pylist())
-    if len(values) and values.dtype.kind not in "iuU":
+    values = column.to_pylist()
+    if all(isinstance(value, str) for value in values):
+        return values
+    if not arrow.types.is_integer(field.type):
         raise TableError(f"{name}: {field.type}, allowed are integers or class names")
-    return values
+    return np.array(values)
 
 
 @contextlib.contextmanager

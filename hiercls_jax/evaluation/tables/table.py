@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -57,6 +58,7 @@ def as_table_error(name: str):
     except (
         OSError, ValueError, EOFError, NotImplementedError, OverflowError, MemoryError,
         zipfile.BadZipFile, zlib.error, struct.error, csv.Error,
+        tokenize.TokenError, SyntaxError,  # NumPy parses a broken header as Python of old
     ) as error:  # fmt: skip
         # Arrow's errors are OSErrors and ValueErrors. The text of an OSError repeats the file.
         text = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -72,6 +74,14 @@ def check_shape(name: str, rows: int, width: int, classes: Sequence[str]) -> Non
         )
     if not rows:
         raise TableError(f"{name} has no rows; at least one is needed")
+
+
+def check_rows(name: str, rows: int, wanted: int | None) -> None:
+    """Refuse a column that has not the rows that are wanted, or where None are, no rows."""
+    if not rows:
+        raise TableError(f"{name} has no rows; at least one is needed")
+    if wanted is not None and rows != wanted:
+        raise TableError(f"{name} has {rows} rows, allowed is one for each of {wanted} samples")
 
 
 def column_order(name: str, columns: Sequence[str], classes: Sequence[str]) -> list[int]:

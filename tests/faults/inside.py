@@ -1,0 +1,71 @@
+"""Faults that are inside the training command: called in its process before it begins.
+
+Each happens at a place that a number decides, so that it comes again with the number.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+
+from hiercls_jax.training import loop
+
+
+def kill_at_event(number: int) -> None:
+    """SIGKILL itself at the `number`-th time that it opens, makes, renames or removes something
+    among the checkpoints, before that happens."""
+    events = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "tempfile.mkdtemp"}
+    left = number
+
+    def count(event, arguments):
+        nonlocal left
+        if event in events and "/checkpoints/" in str(arguments[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+
+
+def turn_clocks(number: int) -> None:
+    """Let all clocks run backwards, stand still, or jump back an hour at the `number`-th look."""
+    looks = 0
+
+    def turned(real):
+        began = real()
+
+        def now():
+            nonlocal looks
+            looks += 1
+            elapsed = real() - began
+            if number % 3 == 0:
+                return began - elapsed
+            return began if number % 3 == 1 else began + elapsed - 3600 * (looks >= number)
+
+        return now
+
+    for name in ("time", "monotonic", "perf_counter"):
+        setattr(time, name, turned(getattr(time, name)))
+
+
+def put_nan(number: int) -> None:
+    """Put a NaN in the place of one pixel of the batch of the `number`-th step."""
+    make_feed, left = loop.make_feed, number
+
+    def make(split, resident):
+        feed = make_feed(split, resident)
+
+        def fed(indices):
+            nonlocal left
+            batch = feed(indices)
+            left -= 1
+            if left == 0:
+                batch["images"] = batch["images"].astype(np.float32)
+                batch["images"].flat[number] = np.nan
+            return batch
+
+        return fed
+
+    loop.make_feed = make
