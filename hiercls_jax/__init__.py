@@ -1,15 +1,24 @@
 """Hierarchical image classification with merged networks and test-time adaptation, in JAX."""
 
-from hiercls_jax.adaptation.adjust import adjust
-from hiercls_jax.hierarchy import Hierarchy
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hiercls_jax.adaptation.adjust import adjust
+    from hiercls_jax.hierarchy import Hierarchy
+    from hiercls_jax.predictor import load
 
 __all__ = ["Hierarchy", "adjust", "load"]
 
 
 def __getattr__(name: str):
-    if name != "load":
+    # Not before it is used: JAX takes a second to import, Flax and Orbax more, and a command that
+    # is stopped meanwhile could not say so.
+    if name == "Hierarchy":
+        from hiercls_jax.hierarchy import Hierarchy as found
+    elif name == "adjust":
+        from hiercls_jax.adaptation.adjust import adjust as found
+    elif name == "load":
+        from hiercls_jax.predictor import load as found
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Not before it is used: Flax and Orbax take seconds to import, and `adjust` needs neither.
-    from hiercls_jax.predictor import load
-
-    return load
+    return found

@@ -59,6 +59,9 @@ if __name__ == "__main__":
     try:
         status = main(sys.argv)
         sys.stdout.flush()
+    except KeyboardInterrupt:  # while modules were imported; each command has its own word
+        print("stopped before anything began", file=sys.stderr)
+        status = 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE

@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped; nothing was written, and the same command begins anew", file=sys.stderr)
         return 130
     return 0
 

@@ -14,6 +14,12 @@ from hiercls_jax import huge_pages
 
 if __name__ == "__main__":
     huge_pages.restart(sys.argv)  # before the imports below, which take seconds
+    # Ctrl-C meanwhile is no error. Later ones are met where what they stop is known.
+    sys.excepthook = lambda kind, *rest: (
+        print("stopped before anything began", file=sys.stderr)
+        if kind is KeyboardInterrupt
+        else sys.__excepthook__(kind, *rest)
+    )
 
 import json
 import os
@@ -52,6 +58,7 @@ flags.DEFINE_bool(
     "On a CPU under Linux: restart once, so that malloc takes large arrays from huge pages. "
     "--nohuge_pages turns it off.",
 )
+HELP = {"--help", "--helpfull", "--helpshort"}
 JSON = flags.DEFINE_bool("json", False, "With --mode=summary: print JSON.")
 
 
@@ -93,8 +100,9 @@ def _main(argv: list[str]) -> int:
     except Interrupted as stop:
         print(f"{stop}. The same command again goes on from there.", file=sys.stderr)
         return stop.status
-    except KeyboardInterrupt:
-        print("stopped. The same command again goes on from what is saved.", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # outside of training; it may say where
+        where = f" {stop}" if stop.args else ". The same command again goes on from what is saved."
+        print(f"stopped{where}", file=sys.stderr)
         return 130
     return 0
 
@@ -116,6 +124,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         if CONFIG.value is not None:
             CONFIG.value.to_dict()  # a config file that is not there is noticed at its first use
         return rest
+    except SystemExit as stop:  # absl's status after help is 1
+        sys.exit(0 if HELP & set(argv) else stop.code)
     except Exception as e:  # a config file is a program, which may raise anything
         print(f"error: {one_line(explain(e))}", file=sys.stderr)
         print("See: python -m hiercls_jax.main --help", file=sys.stderr)

@@ -20,6 +20,7 @@ stopped by Ctrl-C, 143 by SIGTERM.
 
 import json
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 import jax
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped; nothing was written, and the same command begins anew", file=sys.stderr)
         return 130
     return 0
 
@@ -144,7 +145,7 @@ def _as_json(trained: Predictor, files: list[str], answer: Answer) -> str:
 def _as_table(trained: Predictor, files: list[str], answer: Answer) -> str:
     """Return each image's guesses as rows below its name, not adapted beside adapted."""
     levels = max(map(len, trained.hierarchy.levels))
-    classes = max(len(name) for names in trained.hierarchy.names for name in names)
+    classes = max(_columns(name) for names in trained.hierarchy.names for name in names)
     column = classes + len("  100.0 %")
     lines = [f"{'':{levels}}    {'not adapted':{column}}    adapted, alpha = {trained.alpha:.2f}"]
     for i, file in enumerate(files):
@@ -152,6 +153,18 @@ def _as_table(trained: Predictor, files: list[str], answer: Answer) -> str:
         before, after = (_guesses(trained, p, i) for p in (answer.unadapted, answer.adapted))
         for level in trained.hierarchy.levels:
             for row, pair in enumerate(zip(before[level], after[level], strict=True)):
-                cells = (f"{name:{classes}}  {100 * p:5.1f} %" for name, p in pair)
+                cells = (f"{_padded(name, classes)}  {100 * p:5.1f} %" for name, p in pair)
                 lines.append(f"  {level if row == 0 else '':{levels}}  {'    '.join(cells)}")
     return "\n".join(lines)
+
+
+def _padded(name: str, width: int) -> str:
+    return name + " " * (width - _columns(name))
+
+
+def _columns(name: str) -> int:
+    """Return how many columns of a terminal a class name takes: 2 for 猫, 1 for é as two."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in name
+    )

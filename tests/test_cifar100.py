@@ -311,11 +311,27 @@ def test_interrupted_preparation(server, good, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(cifar100, "_png", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="prepared in .* archive is kept"):
             prepare(server, tmp_path, good)
     assert tfds_source.find("cifar100", tmp_path) is None
     prepare(server, tmp_path, good)
     assert server.requests == ["/a.tar.gz"]
+
+
+def test_interrupted_download(server, good, tmp_path, monkeypatch):
+    """An interruption says how far it was, and leaves nothing; the next run downloads it anew."""
+
+    def some(url, advice):
+        yield good[:1000]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cifar100, "_blocks", some)
+        said = "downloaded, at 0 of 0 MB; the same command downloads it anew"
+        with pytest.raises(KeyboardInterrupt, match=said):
+            prepare(server, tmp_path, good)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    prepare(server, tmp_path, good)
 
 
 @pytest.mark.parametrize("name", sorted(files()))

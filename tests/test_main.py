@@ -142,6 +142,7 @@ def test_summary(command):
         (Interrupted(signal.SIGTERM, 7), 143, "stopped by SIGTERM after step 7; saved. The same"),
         (Interrupted(signal.SIGINT, 7), 130, "stopped by SIGINT after step 7; saved. The same"),
         (KeyboardInterrupt(), 130, "stopped. The same command again"),
+        (KeyboardInterrupt("while it read; anew"), 130, "stopped while it read; anew"),
     ],
 )
 def test_what_stops_a_run_is_one_line(command, monkeypatch, raised, status, message):
@@ -295,6 +296,14 @@ def test_the_package_lists_its_commands():
     done = shell("-m", "hiercls_jax")
     assert (done.returncode, done.stderr) == (0, "")
     for part in ("python -m hiercls_jax.main --config=configs/merge1.py:quick", "--mode=summary"):
+        assert part in done.stdout
+
+
+def test_help_has_an_example():
+    """`--help` is no error, and shows how the command is called and its flags."""
+    done = shell("-m", "hiercls_jax.main", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in ("python -m hiercls_jax.main --config=configs/merge1.py:quick", "--mode: <train|"):
         assert part in done.stdout
 
 

@@ -1,12 +1,20 @@
-"""The notebooks run from the first cell to the last, and carry no outputs."""
+"""The notebooks run from the first cell to the last, carry no outputs, and say where they are."""
 
+import re
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+QUICK = ("adjust",)  # the others train, which takes a minute each
+EXECUTED = [
+    pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.notebooks)
+    for path in NOTEBOOKS
+]
+ADDRESS = re.search(r"^    https://github\.com/(\S+)$", (FOLDER / "README.md").read_text(), re.M)[1]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -21,12 +29,23 @@ def test_notebook_is_short_and_stripped(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_where_it_says(path):
+    """Its badge and its first code cell have the one address that stands in notebooks/README.md."""
+    title, install, *_ = nbformat.read(path, 4).cells
+    colab = f"https://colab.research.google.com/github/{ADDRESS}/blob/main/notebooks/{path.name}"
+    assert f"]({colab})" in title.source
+    assert f'REPOSITORY = "https://github.com/{ADDRESS}"' in install.source
+    assert f"| `{path.name}` |" in (FOLDER / "README.md").read_text()
+    assert f"]({colab})" in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", EXECUTED)
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    """Every cell runs without an error or a warning on its stderr."""
+    """Every cell runs without an error or a warning on its stderr, and something is drawn."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     notebook = nbformat.read(path, 4)
     resources = {"metadata": {"path": tmp_path}}
-    nbclient.NotebookClient(notebook, timeout=120, resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert any("image/png" in out.get("data", {}) for out in outputs)
     stderr = [out.text for out in outputs if out.get("name") == "stderr"]

@@ -19,7 +19,7 @@ import small
 from PIL import Image
 
 import hiercls_jax
-from hiercls_jax import __main__, experiment, predictor, run
+from hiercls_jax import __main__, experiment, predict, predictor, run
 from hiercls_jax.adaptation.tree import adjust_tree
 from hiercls_jax.data import folder
 from hiercls_jax.errors import UserError
@@ -344,6 +344,18 @@ def test_mistakes_are_one_line(command, workdir, tmp_path, monkeypatch, argument
     assert message in err
     assert len(err.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "text.png"]
+
+
+@pytest.mark.parametrize("words", [["predict", "a.png"], ["export", "--out=model"]])
+def test_ctrl_c_is_one_line(command, monkeypatch, words):
+    """Ctrl-C ends either command with status 130 and what to do."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict.predictor, "load", interrupt)
+    said = "stopped; nothing was written, and the same command begins anew\n"
+    assert command(*words, "--workdir=work") == (130, "", said)
 
 
 @pytest.mark.parametrize("name", ["predict", "export"])

@@ -33,7 +33,7 @@ def adjust(p_coarse, p_fine, s, alpha, *, empty: str = "preserve") -> tuple[jax.
         coarse′_i = (1-β) p_coarse_i + β Q_i
         fine′_j   = p_fine_j [(1-β) + β p_coarse_i / Q_i],  i = s(j)
 
-    α = 0 changes nothing; α = 1 makes the two levels agree, coarse′_i = Σ_{s(j)=i} fine′_j; α = 2
+    α = 0 changes nothing; α = 1 makes the two levels agree, `coarse′_i = Σ_{s(j)=i} fine′_j`; α = 2
     exchanges their opinions about the coarse classes. Both results sum to 1 for every α.
 
     Where Q_i = 0 there are no ratios to keep, and a group's n_i children share its mass equally:

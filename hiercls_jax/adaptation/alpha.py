@@ -51,7 +51,7 @@ def alpha_search(
 
     The negative log-likelihood is convex in alpha (wherever no probability is below `FLOOR`), and
     a bounded search finds its minimum to about 1e-6. For Algorithm 1 on two levels this is alpha =
-    1 whatever the data: coarse′_y fine′_y = (f_y / Q) [(1-β) P + β Q] [(1-β) Q + β P] is symmetric
+    1 whatever the data: coarse′_y fine′_y = (f_y / Q) ((1-β) P + β Q) ((1-β) Q + β P) is symmetric
     about β = 1/2. There the likelihood says something for deeper trees and other targets alone.
 
     Args:

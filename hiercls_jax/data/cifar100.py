@@ -143,6 +143,11 @@ def _download(url: str, archive: Path, checksum: str, size: int) -> None:
                 f"archive has {checksum}; {advice}"
             )
         os.replace(temporary, archive)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"while CIFAR-100 was downloaded, at {received / 1e6:.0f} of {size / 1e6:.0f} MB; the "
+            "same command downloads it anew"
+        ) from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -303,6 +308,11 @@ def _write(builder_cls, folder: Path, contents: dict[str, bytes]) -> Path:
                 file_format="array_record",
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"while CIFAR-100 was prepared in {folder}; the archive is kept, and the same command "
+            "prepares it anew"
+        ) from None
     except OSError:
         # Another process may have been first; its folder is as good, and whole.
         if tfds_source.find("cifar100", folder) is None:

@@ -1,0 +1,172 @@
+"""What a person at a terminal meets: bars that fit, no colours, and Ctrl-C at any time."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hiercls_jax.data import cifar100
+from hiercls_jax.evaluation import streaming
+from hiercls_jax.predict import _columns, _padded
+from hiercls_jax.training.tracking import Tracker
+
+ROOT = Path(__file__).parents[1]
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+
+class Screen:
+    """The other side of a terminal: what a program wrote to it."""
+
+    def __init__(self, columns: int):
+        self._here, self.program_side = pty.openpty()
+        size = struct.pack("4H", 24, columns, 0, 0)
+        fcntl.ioctl(self.program_side, termios.TIOCSWINSZ, size)
+        self._parts = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        with contextlib.suppress(OSError):  # how a terminal says that nobody writes any more
+            while part := os.read(self._here, 4096):
+                self._parts.append(part)
+
+    def text(self) -> str:
+        """Return all of it, once the program's side is closed."""
+        self._reader.join()
+        os.close(self._here)
+        return b"".join(self._parts).decode()
+
+
+def tracker(folder):
+    """Show training of three steps, with a long record in the bar and lines between."""
+    shown = Tracker(folder, "merge1", 0, 3)
+    record = {"split": "train", "error_fine": 0.5, "loss": 1.0, "images_per_second": 400.0}
+    for step in (1, 2, 3):
+        shown.write({"step": step, **record})
+        shown.advance()
+        shown._bar.refresh()
+    shown.close()
+
+
+def adapting(folder):
+    """Go through a table in chunks."""
+
+    class Tables:
+        rows = 300
+
+        def chunks(self, size):
+            for _ in range(3):
+                yield [np.zeros((size, 2))]
+
+    for _ in streaming._chunks("adapting", Tables(), 100):
+        pass
+
+
+def downloading(folder):
+    """Count bytes of a download."""
+    with cifar100._bar(169_001_437, "B", "downloading") as bar:
+        for _ in range(3):
+            bar.update(50_000_000)
+            bar.refresh()
+
+
+@pytest.mark.parametrize("columns", [20, 120])
+@pytest.mark.parametrize("work", [tracker, adapting, downloading])
+def test_bars_fit_the_terminal(tmp_path, monkeypatch, work, columns):
+    """A bar is rewritten in place, at most as wide as the terminal, and never coloured."""
+    screen = Screen(columns)
+    with os.fdopen(screen.program_side, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        work(tmp_path)
+    shown = screen.text()
+    frames = re.split(r"[\r\n]+", re.sub(r"\x1b\[A", "", shown))
+    assert any("%" in frame for frame in frames)
+    assert max(map(len, frames)) <= columns
+    assert "\x1b[" not in shown
+
+
+@pytest.mark.parametrize("work", [adapting, downloading])
+def test_a_pipe_gets_no_bar(tmp_path, capsys, work):
+    """Where nobody watches, nothing is counted aloud."""
+    work(tmp_path)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_whole_command_at_a_narrow_terminal(tmp_path):
+    """`adapt` with both streams on a terminal of 20 columns: its bars fit, its words are whole,
+    and nothing is coloured, whether NO_COLOR is set or a colour is asked for."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "tree.csv").write_text("cat,animal\ndog,animal\ncar,vehicle\n")
+    for name, classes in (("pc", 2), ("pf", 3)):
+        np.save(tmp_path / f"{name}.npy", rng.dirichlet(np.ones(classes), 50).astype(np.float32))
+    screen = Screen(20)
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "20",
+        "TERM": "xterm-256color", "FORCE_COLOR": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "hiercls_jax", "adapt", "--hierarchy=tree.csv", "--coarse=pc.npy",
+         "--fine=pf.npy", "--out=adapted"],
+        cwd=tmp_path, env=environment, timeout=240, stdin=subprocess.DEVNULL,
+        stdout=screen.program_side, stderr=screen.program_side,
+    )  # fmt: skip
+    os.close(screen.program_side)
+    shown = screen.text()
+    assert done.returncode == 0
+    assert not COLOUR.search(shown)
+    before, words = shown.split("adapted 50 rows by kl, alpha = 1\r\n")
+    frames = re.split(r"[\r\n]+", before)
+    assert any("adapting" in frame for frame in frames)
+    assert max(map(len, frames)) <= 20
+    assert words.endswith("p_coarse.npy, p_fine.npy, predictions.npy, report.json\r\n")
+
+
+INTERRUPTED = """
+import os, signal
+os.kill(os.getpid(), signal.SIGINT)
+for _ in range(10**9): pass
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["hiercls_jax.main", "--config=configs/merge1.py:quick"],
+        ["hiercls_jax.main", "--config=configs/merge1.py:quick", "--nohuge_pages"],
+        ["hiercls_jax", "adapt", "--out=adapted"],
+        ["hiercls_jax", "predict", "a.png"],
+        ["hiercls_jax", "export", "--out=model"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_ctrl_c_while_modules_are_imported(tmp_path, command):
+    """Ctrl-C in the seconds before a command begins is one line and status 130, no traceback."""
+    (tmp_path / "jax.py").write_text(INTERRUPTED)  # imported instead of JAX
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stderr == "stopped before anything began\n"
+    # By the signal itself, which a shell calls 130, or with that status.
+    assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert done.stdout == ""
+
+
+def test_names_are_padded_to_columns():
+    """Wide characters take two columns of a terminal, accents that combine take none."""
+    names = ["cat", "猫", "e\u0301te\u0301", "ﾈｺ"]
+    assert [_columns(name) for name in names] == [3, 2, 3, 2]
+    padded = [_padded(name, 4) + "|" for name in names]
+    assert padded == ["cat |", "猫  |", "e\u0301te\u0301 |", "ﾈｺ  |"]
