@@ -6,12 +6,14 @@
 
 Each argument is a folder with finished runs, however deep, or a summary.npz that an earlier
 comparison has written. From the runs' predictions it distils summary.npz, and from that alone it
-makes all else: comparison.md, the figures (SVG, PNG) and the tables (CSV, LaTeX). A run that is not
-finished, or whose predictions are missing or damaged, is named and left out.
+makes comparison.md, the figures (SVG, PNG) and the tables (CSV, LaTeX). For each variant whose runs
+are there it also writes report-NETWORK-VARIANT.html, the page of the ensemble of all its seeds. A
+run that is not finished, or whose predictions are missing or damaged, is named and left out.
 
 Exit status: 0 done; 1 an error that the last line explains; 2 a wrong command line.
 """
 
+import dataclasses
 import json
 import sys
 from collections import defaultdict
@@ -19,12 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 
 from hiercls_jax import experiment, run
 from hiercls_jax.data.dataset import cache_folder
-from hiercls_jax.errors import UserError
-from hiercls_jax.evaluation import comparison, predictions, summary
+from hiercls_jax.environment import environment
+from hiercls_jax.errors import UserError, one_line
+from hiercls_jax.evaluation import comparison, ensemble, page, predictions, report, summary
+from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.evaluation.summary import Summary
 from hiercls_jax.hierarchy import Hierarchy
 
@@ -43,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         sources = flag_values(list(argv))[1:]
     except flags.Error as error:
-        print(f"error: {error}; see python -m hiercls_jax compare --help", file=sys.stderr)
+        print(
+            f"error: {one_line(error)}; see python -m hiercls_jax compare --help", file=sys.stderr
+        )
         return 2
     if flag_values.help:
         print(f"{__doc__}\n{flag_values.module_help(__name__)}")
@@ -61,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         out = Path(flag_values.out or (first if first.is_dir() else first.parent))
         _compare([Path(s) for s in sources], out)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -69,65 +76,116 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Finished runs with the same test images.
+
+    Args:
+      hierarchy: of all of them.
+      labels: integer `[N]`, last-level labels of the test images.
+      cells: by (network, variant), by seed: where the run is, its results, its predictions.
+    """
+
+    hierarchy: Hierarchy
+    labels: np.ndarray
+    cells: dict[tuple[str, str], dict[int, tuple[Path, dict, dict[str, Predictions]]]]
+
+
 def _compare(sources: Sequence[Path], out: Path) -> None:
-    parts = [distil(source) if source.is_dir() else summary.load(source) for source in sources]
+    parts, found = [], []
+    for source in sources:
+        if source.is_dir():
+            found.append(find(source))
+            parts.append(distil(found[-1]))
+        else:
+            parts.append(summary.load(source))
     whole = summary.merge(parts)
     out.mkdir(parents=True, exist_ok=True)
-    if len(sources) > 1 or sources[0].is_dir():
+    if found or len(sources) > 1:
         summary.save(out / SUMMARY, whole)
         # What is shown is made from the file, so that it can be made from the file again.
         whole = summary.load(out / SUMMARY)
     written = comparison.write(out, whole)
+    for runs in found:
+        written += write_pages(out, runs)
     for cell in whole.cells.values():
         print(f"{cell.arch} {cell.variant}: seeds {', '.join(map(str, cell.seeds))}")
     print(f"wrote to {out}: {', '.join(written)}")
 
 
-def distil(folder: Path) -> Summary:
-    """Return the summary of all finished runs below a folder; say which are left out, and why.
+def find(folder: Path) -> Runs:
+    """Return all finished runs below a folder; say which are left out, and why.
 
     Raises:
       UserError: where no run is left, two runs are the same, or runs cannot be compared.
     """
-    grouped, hierarchy, labels = defaultdict(dict), None, None
+    cells, hierarchy, labels = defaultdict(dict), None, None
     for path in sorted(folder.rglob("config.json")):
         try:
             found, results, splits = _read(path.parent)
         except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"left out: {one_line(error)}", file=sys.stderr)
             continue
         config = results["config"]
         key, seed = (config["model.arch"], config["variant"]), config["seed"]
-        if seed in grouped[key]:
+        if seed in cells[key]:
             raise UserError(
-                f"{path.parent} and {grouped[key][seed][0]} are the same run: {' '.join(key)}, "
+                f"{path.parent} and {cells[key][seed][0]} are the same run: {' '.join(key)}, "
                 f"seed {seed}"
             )
         of_test = splits["test"].labels[found.levels[-1]]
         hierarchy, labels = (found, of_test) if hierarchy is None else (hierarchy, labels)
-        if found != hierarchy or not (labels.shape == of_test.shape and (labels == of_test).all()):
+        if found != hierarchy or not np.array_equal(labels, of_test):
             raise UserError(
                 f"{path.parent} has another hierarchy or other test images than the runs before it"
             )
-        grouped[key][seed] = path.parent, results, splits
+        cells[key][seed] = path.parent, results, splits
     if hierarchy is None:
         raise UserError(f"{folder} holds no finished run; train some: python -m hiercls_jax grid")
+    return Runs(hierarchy, labels, dict(cells))
+
+
+def distil(runs: Runs) -> Summary:
+    """Return the summary of some runs.
+
+    Raises:
+      UserError: where seeds of one variant have different configs.
+    """
     cells = {}
-    for key, runs in grouped.items():
-        config = _common_config(runs)
+    for key, by_seed in runs.cells.items():
+        config = _common_config(by_seed)
         counts, _ = run.summary(experiment.unflatten(config))
+        results = [by_seed[seed][1] for seed in sorted(by_seed)]
         costs = {
-            "parameters": [counts["parameters"]] * len(runs),
-            "multiply_adds": [counts["multiply_adds"]] * len(runs),
-            "epochs": [config["train.epochs"]] * len(runs),
-            "on_cpu": ["cpu" in runs[s][1]["environment"]["devices"] for s in sorted(runs)],
-            **{name: [runs[s][1]["seconds"][name] for s in sorted(runs)] for name in TIMES},
+            "parameters": [counts["parameters"]] * len(results),
+            "multiply_adds": [counts["multiply_adds"]] * len(results),
+            "epochs": [config["train.epochs"]] * len(results),
+            "on_cpu": ["cpu" in of["environment"]["devices"] for of in results],
+            **{name: [of["seconds"][name] for of in results] for name in TIMES},
         }
-        cells[key] = summary.distil(
-            *key, {seed: splits for seed, (_, _, splits) in runs.items()}, hierarchy, config, costs
+        predicted = {seed: splits for seed, (_, _, splits) in by_seed.items()}
+        cells[key] = summary.distil(*key, predicted, runs.hierarchy, config, costs)
+        print(f"distilled {' '.join(key)}: {len(results)} runs", flush=True)
+    return Summary(runs.hierarchy, runs.labels, summary.alpha_grid(runs.hierarchy), cells)
+
+
+def write_pages(folder: Path, runs: Runs) -> list[str]:
+    """Write the page of each variant's ensemble of all seeds; return the files' names."""
+    written = []
+    for (arch, variant), by_seed in runs.cells.items():
+        every = [splits for _, _, splits in by_seed.values()]
+        averaged = {split: ensemble.average([of[split] for of in every]) for split in every[0]}
+        seeds = ", ".join(map(str, sorted(by_seed)))
+        page.write_results(
+            folder / f"report-{arch}-{variant}.html",
+            averaged,
+            runs.hierarchy,
+            report.evaluate(averaged, runs.hierarchy),
+            f"{variant}, {arch}, ensemble of seeds {seeds}",
+            record={"config": _common_config(by_seed), "environment": environment()},
         )
-        print(f"distilled {' '.join(key)}: {len(runs)} runs", flush=True)
-    return Summary(hierarchy, labels, summary.alpha_grid(hierarchy), cells)
+        written.append(f"report-{arch}-{variant}.html")
+    return written
 
 
 def _read(folder: Path) -> tuple[Hierarchy, dict, dict]:

@@ -37,12 +37,20 @@ def compared(runs, tmp_path_factory):
 def test_the_summary_alone_gives_every_file_again_byte_for_byte(compared, tmp_path):
     """Figures and tables; the summary itself is not touched."""
     assert compare.main(["compare", str(compared / "summary.npz"), f"--out={tmp_path}"]) == 0
-    names = {path.name for path in compared.iterdir()}
+    names = {path.name for path in compared.iterdir() if path.suffix != ".html"}
     assert names - {"summary.npz"} == {path.name for path in tmp_path.iterdir()}
     assert {"comparison.md", "error_against_alpha-resnet20.svg", "points-resnet20.svg",
             "errors.csv", "errors.tex", "ledger.csv"} < names  # fmt: skip
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (compared / path.name).read_bytes(), path.name
+
+
+def test_each_variant_whose_runs_are_there_has_the_page_of_its_ensemble(compared):
+    """Of the mean of both seeds' probabilities, with its own tuned alpha."""
+    for variant in VARIANTS:
+        text = (compared / f"report-resnet20-{variant}.html").read_text(encoding="utf-8")
+        assert f"{variant}, resnet20, ensemble of seeds 0, 1" in text
+        assert '"train.epochs"' in text
 
 
 def table(folder, name) -> list[dict]:

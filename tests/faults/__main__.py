@@ -20,8 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hiercls_jax.run import _commit as commit
-
-from . import faults, training
+from tests.faults import faults, training
 
 OUTCOMES = ("survived", "clear error", "lost")
 
@@ -76,7 +75,7 @@ def _prepared(work: Path) -> dict[int, float]:
 
 
 def _feed(count: int, work: Path) -> None:
-    from . import inputs
+    from tests.faults import inputs
 
     done = {line["reader"] for line in _lines(work / "inputs.jsonl")}
     for reader in inputs.READERS:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import inside, training
-from .training import Running
+from tests.faults import inside, training
+from tests.faults.training import Running
 
 NOTICED = 10  # seconds within which a process ends when another one was killed
 

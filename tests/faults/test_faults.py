@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from . import inputs
+from tests.faults import inputs
 
 ROOT = Path(__file__).parents[2]
 
