@@ -56,6 +56,15 @@ def test_single_networks_have_the_errors_of_their_own_reports(runs, cell):
             assert (wrong / 150).tolist() == list(expected)
 
 
+def test_validation_errors_are_those_of_single_networks(runs, cell):
+    """Seed by seed at alpha 0, 1, 2, against the reports; nothing of test is in them."""
+    for row, seed in enumerate(cell.seeds):
+        errors = report.evaluate(runs[seed], CIFAR)["validation_error"]
+        for alpha in (0, 1, 2):
+            wrong = cell.validation[row, :, round(alpha / summary.STEP)]
+            assert (wrong / 120).tolist() == list(errors[f"alpha={alpha}"].values())
+
+
 def test_every_ensemble_of_each_size_is_counted(cell):
     """Three of one, three of two, none of four; counts are those of the images' own alphas."""
     assert {size: len(a) for size, a in cell.right.items()} == {1: 3, 2: 3}
@@ -82,6 +91,7 @@ def test_without_validation_alpha_is_1_and_nothing_is_calibrated(runs):
     tests = {seed: {"test": splits["test"]} for seed, splits in runs.items()}
     cell = summary.distil("resnet20", "merge1", tests, CIFAR, {}, COSTS)
     assert (ALPHAS[cell.tuned["averaged"][2]] == 1).all()
+    assert cell.validation.shape == (0, 2, len(ALPHAS))
     assert "calibrated" not in cell.wrong
 
 

@@ -47,6 +47,8 @@ class Cell:
       wrong: by flavour and ensemble size, integer `[S_n, L, A]`: images that are wrong.
       tuned: by flavour and ensemble size, integer `[S_n]`: which alpha was chosen on validation;
         that of 1 where no validation was held out.
+      validation: integer `[seeds, L, A]`, validation images that are wrong for single networks; of
+        no seeds where none were held out.
       control: integer `[seeds, 1 + SHUFFLES, L, A]`, images that are wrong where the fine
         probabilities of a seed meet those of the next one, summed to coarse ones by the true
         hierarchy (first) and by shuffled ones; L is the last two levels.
@@ -61,6 +63,7 @@ class Cell:
     right: dict[int, np.ndarray]
     wrong: dict[str, dict[int, np.ndarray]]
     tuned: dict[str, dict[int, np.ndarray]]
+    validation: np.ndarray
     control: np.ndarray
     points: np.ndarray
     costs: dict[str, np.ndarray]
@@ -113,7 +116,7 @@ def distil(
     instances = {"averaged": plain, "adapted_first": plain}
     if held_out:
         instances["calibrated"] = [ensemble.calibrate(v, (t, v)) for t, v in plain]
-    right = {}
+    right, validation = {}, np.zeros((0, hierarchy.num_levels, len(alphas)), np.int64)
     wrong, tuned = ({flavour: {} for flavour in instances} for _ in range(2))
     for flavour, networks in instances.items():
         for size in SIZES:
@@ -133,10 +136,14 @@ def distil(
                 right[size] = found
             wrong[flavour][size] = ensemble.wrong_counts(found, len(alphas))
             tuned[flavour][size] = np.array(chosen)
+    if held_out:
+        of_validation = [ensemble.scores(v, hierarchy) for v in validations]
+        found = np.array([ensemble.right_alphas(s, alphas) for s in of_validation])
+        validation = ensemble.wrong_counts(found, len(alphas))
     p, q = tests[0].probs[hierarchy.levels[-2]], tests[0].probs[hierarchy.levels[-1]]
     points = np.stack([p, child_sums(q, hierarchy.parents[-1])], axis=2)
     return Cell(
-        arch, variant, seeds, config, right, wrong, tuned,
+        arch, variant, seeds, config, right, wrong, tuned, validation,
         control(tests, hierarchy, alphas),
         np.rint(255 * points.clip(0, 1)).astype(np.uint8),
         {name: np.array(values, np.float64) for name, values in costs.items()},
@@ -213,6 +220,7 @@ def save(path: Path, summary: Summary) -> None:
             for flavour, by_size in getattr(cell, name).items():
                 for size, a in by_size.items():
                     arrays[f"{where}/{name}/{flavour}/{size}"] = _smallest(a)
+        arrays[f"{where}/validation"] = _smallest(cell.validation)
         arrays[f"{where}/control"] = _smallest(cell.control)
         arrays[f"{where}/points"] = cell.points
         arrays |= {f"{where}/costs/{name}": a for name, a in cell.costs.items()}
@@ -276,6 +284,7 @@ def _cell(about: dict, arrays: Mapping[str, np.ndarray]) -> Cell:
         right=by_size("right"),
         wrong={f: found for f in FLAVOURS if (found := by_size("wrong", f))},
         tuned={f: found for f in FLAVOURS if (found := by_size("tuned", f))},
+        validation=arrays[f"{where}/validation"].astype(np.int64),
         control=arrays[f"{where}/control"].astype(np.int64),
         points=arrays[f"{where}/points"],
         costs=under("costs"),
