@@ -133,8 +133,14 @@ def finished_results(workdir: Path) -> dict | None:
     """Return what `results.json` says, where all outputs are there and all steps were taken."""
     if not all((workdir / name).exists() for name in OUTPUTS):
         return None
-    results = json.loads((workdir / "results.json").read_text())
-    return results if results["finished"] else None
+    path = workdir / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return results if results["finished"] else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged: {error!r}; delete it, and the same command writes it again"
+        ) from error
 
 
 def predict(
