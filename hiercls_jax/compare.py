@@ -12,12 +12,15 @@ finished, or whose predictions are missing or damaged, is named and left out.
 Exit status: 0 done; 1 an error that the last line explains; 2 a wrong command line.
 """
 
+import math
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 
 from hiercls_jax import experiment, run
@@ -26,6 +29,7 @@ from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import comparison, predictions, summary
 from hiercls_jax.evaluation.summary import Summary
 from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.models.summary import merge_summaries, summarise
 
 SUMMARY = "summary.npz"
 TIMES = ("training", "training_cpu", "test_prediction", "test_adaptation")
@@ -89,32 +93,35 @@ def distil(folder: Path) -> Summary:
       UserError: where no run is left, two runs are the same, or runs cannot be compared.
     """
     grouped, hierarchy, labels = defaultdict(dict), None, None
-    for path in sorted(folder.rglob("config.json")):
+    for path in _runs(folder):
         try:
-            found, results, splits = _read(path.parent)
-        except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            found, results, splits = _read(path)
+        except (UserError, OSError) as error:
+            _leave_out(error)
             continue
         config = results["config"]
         key, seed = (config["model.arch"], config["variant"]), config["seed"]
         if seed in grouped[key]:
             raise UserError(
-                f"{path.parent} and {grouped[key][seed][0]} are the same run: {' '.join(key)}, "
-                f"seed {seed}"
+                f"{path} and {grouped[key][seed][0]} are the same run: {' '.join(key)}, seed {seed}"
             )
         of_test = splits["test"].labels[found.levels[-1]]
         hierarchy, labels = (found, of_test) if hierarchy is None else (hierarchy, labels)
         if found != hierarchy or not (labels.shape == of_test.shape and (labels == of_test).all()):
             raise UserError(
-                f"{path.parent} has another hierarchy or other test images than the runs before it"
+                f"{path} has another hierarchy or other test images than the runs before it"
             )
-        grouped[key][seed] = path.parent, results, splits
+        grouped[key][seed] = path, results, splits
     if hierarchy is None:
         raise UserError(f"{folder} holds no finished run; train some: python -m hiercls_jax grid")
     cells = {}
     for key, runs in grouped.items():
         config = _common_config(runs)
-        counts, _ = run.summary(experiment.unflatten(config))
+        unflattened = experiment.unflatten(config)
+        counts = merge_summaries(
+            summarise(network, experiment.image_shape(unflattened))
+            for network in experiment.architectures(unflattened, hierarchy).values()
+        )
         costs = {
             "parameters": [counts["parameters"]] * len(runs),
             "multiply_adds": [counts["multiply_adds"]] * len(runs),
@@ -129,15 +136,30 @@ def distil(folder: Path) -> Summary:
     return Summary(hierarchy, labels, summary.alpha_grid(hierarchy), cells)
 
 
+def _runs(folder: Path) -> list[Path]:
+    """Return all folders below that have a config.json; say which cannot be looked into."""
+    walk = os.walk(folder, onerror=_leave_out)
+    return sorted(Path(root) for root, _, names in walk if "config.json" in names)
+
+
+def _leave_out(error: Exception) -> None:
+    print(f"left out: {error}", file=sys.stderr)
+
+
 def _read(folder: Path) -> tuple[Hierarchy, dict, dict]:
     """Return the hierarchy, results and predictions of a finished run."""
-    try:
-        results = run.finished_results(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: results.json cannot be read: {error}") from error
+    results = run.finished_results(folder)
     if results is None:
         raise UserError(f"{folder} is not finished")
-    missing = [name for name in TIMES if name not in results["seconds"]]
+    try:
+        config, seconds = results["config"], results["seconds"]
+        missing = [name for name in TIMES if not 0 <= seconds.get(name, -1) < math.inf]
+        known = config["variant"] in experiment.VARIANTS and config["train.epochs"] > 0
+        text = config["model.arch"] + results["environment"]["devices"]
+        if not (known and text and type(config["seed"]) is int):
+            raise ValueError("variant, epochs or seed")
+    except Exception as error:  # anything may be in a file that has been edited
+        raise UserError(f"{folder}: results.json is damaged: {error!r}") from error
     if missing:
         raise UserError(
             f"{folder}: results.json does not say {', '.join(missing)}; run it with "
@@ -147,6 +169,10 @@ def _read(folder: Path) -> tuple[Hierarchy, dict, dict]:
     splits = predictions.load(folder / "predictions.npz", hierarchy)
     if "test" not in splits:
         raise UserError(f"{folder / 'predictions.npz'} has no test split")
+    for name, split in splits.items():
+        of_levels = list(split.labels.values())
+        if not np.array_equal(hierarchy.labels(of_levels[-1]), of_levels):
+            raise UserError(f"{folder / 'predictions.npz'}: {name} has labels of other parents")
     return hierarchy, results, splits
 
 

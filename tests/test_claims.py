@@ -84,8 +84,8 @@ def build(change=None, seeds=range(SEEDS), arch="resnet20", shift=0) -> Summary:
         none = np.zeros((0, 21, 2, len(ALPHAS)), np.int64)
         points = np.zeros((IMAGES, 20, 2), np.uint8)
         cells[arch, variant] = Cell(
-            arch, variant, tuple(range(SEEDS)), {}, found, {"averaged": wrong}, {}, none[:, 0], none,
-            points, by_name,
+            arch, variant, tuple(range(SEEDS)), {}, found, {"averaged": wrong}, {}, none[:, 0],
+            none, points, by_name,
         )  # fmt: skip
     return Summary(CIFAR, np.arange(IMAGES) % 100, ALPHAS, cells)
 

@@ -1,6 +1,7 @@
 """From runs to a summary, and from the summary alone to the same figures and tables again."""
 
 import csv
+import json
 import re
 import shutil
 
@@ -110,7 +111,20 @@ def test_latex_has_no_letter_that_it_does_not_know(compared):
                 assert line.count("&") == len(columns) - 1, (path.name, line)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "nan", "not finished", "results"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing",
+        "cut",
+        "nan",
+        "not finished",
+        "results",
+        "seconds",
+        "no config",
+        "hierarchy",
+        "parents",
+    ],
+)
 def test_a_damaged_run_is_named_and_left_out(runs, tmp_path, capsys, damage):
     """The other seed is compared; what was left out, and why, is one line."""
     shutil.copytree(runs / "resnet20" / "merge1", tmp_path / "runs")
@@ -127,6 +141,20 @@ def test_a_damaged_run_is_named_and_left_out(runs, tmp_path, capsys, damage):
     elif damage == "not finished":
         text = (bad / "results.json").read_text()
         (bad / "results.json").write_text(text.replace('"finished": true', '"finished": false'))
+    elif damage in ("seconds", "no config"):
+        results = json.loads((bad / "results.json").read_text())
+        if damage == "seconds":
+            results["seconds"]["training"] = None
+        else:
+            del results["config"]
+        (bad / "results.json").write_text(json.dumps(results))
+    elif damage == "hierarchy":
+        (bad / "hierarchy.json").write_text("[")
+    elif damage == "parents":
+        with np.load(bad / "predictions.npz") as file:
+            arrays = {k: a.copy() for k, a in file.items()}
+        arrays["validation/labels_coarse"][7] ^= 1
+        np.savez(bad / "predictions.npz", **arrays)
     else:
         (bad / "results.json").write_text('{"fini')
     assert compare.main(["compare", str(tmp_path / "runs")]) == 0

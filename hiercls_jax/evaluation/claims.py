@@ -14,7 +14,7 @@ import numpy as np
 
 from hiercls_jax.evaluation import significance
 from hiercls_jax.evaluation.significance import Evidence
-from hiercls_jax.evaluation.summary import Cell, Summary
+from hiercls_jax.evaluation.summary import VARIANTS, Cell, Summary
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "not decided at this scale", "not run"
 MARGIN = 0.5  # percentage points of error: less is no difference
@@ -23,7 +23,6 @@ MARGIN_ALPHA = 0.25  # an optimum this near to 1 is near to 1
 # What a test expects of a difference: below 0; none; none to speak of; some.
 LESS, EQUAL, NEAR, DIFFERENT = "less", "equal", "near", "different"
 
-VARIANTS = ("separate", "merge0", "merge1", "merge2", "merge3")
 NAMES = {v: v.replace("merge", "merge-") for v in VARIANTS}
 
 # Of a variant, a level and an ensemble size, errors in percent: [..., A].

@@ -12,9 +12,9 @@ import numpy as np
 from tabulate import tabulate
 
 from hiercls_jax.evaluation import claims, figures
-from hiercls_jax.evaluation.claims import NAMES, VARIANTS, Network, Verdict
+from hiercls_jax.evaluation.claims import NAMES, Network, Verdict
 from hiercls_jax.evaluation.significance import Evidence
-from hiercls_jax.evaluation.summary import Cell, Summary
+from hiercls_jax.evaluation.summary import VARIANTS, Cell, Summary
 
 # What LaTeX does not know by itself.
 LATEX = {"α": r"$\alpha$", "±": r"$\pm$", "−": r"$-$"}

@@ -10,7 +10,9 @@ Summaries of different cells can be merged, so that a grid may be trained in par
 
 import dataclasses
 import json
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +34,11 @@ SHUFFLES = 20  # random hierarchies of the control
 # How an ensemble's probabilities come about: averaged, then adapted; each network adapted, then
 # averaged; each level of each network with its temperature, then as averaged.
 FLAVOURS = ("averaged", "adapted_first", "calibrated")
+VARIANTS = ("separate", "merge0", "merge1", "merge2", "merge3")
+COSTS = (
+    "parameters", "multiply_adds", "epochs", "on_cpu", "training", "training_cpu",
+    "test_prediction", "test_adaptation",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +60,7 @@ class Cell:
         probabilities of a seed meet those of the next one, summed to coarse ones by the true
         hierarchy (first) and by shuffled ones; L is the last two levels.
       points: uint8 `[N, C, 2]`, P and Q of each class above the last level in 255ths, first seed.
-      costs: float64 `[seeds]` by name: `parameters`, `multiply_adds`, `epochs`, and seconds.
+      costs: float64 `[seeds]` by name, those of `COSTS`: numbers, 1 for a run on CPUs, seconds.
     """
 
     arch: str
@@ -256,14 +263,63 @@ def load(path: Path) -> Summary:
         if meta["format"] != FORMAT:
             raise UserError(f"it has format {meta['format']}, this program reads {FORMAT}")
         cells = [_cell(about, arrays) for about in meta["cells"]]
-        return Summary(
+        found = Summary(
             Hierarchy.from_dict(meta["hierarchy"]),
             arrays["labels"],
             arrays["alphas"],
             {(cell.arch, cell.variant): cell for cell in cells},
         )
+        _check(found)
+        return found
     except Exception as error:  # zipfile, NumPy and json raise nearly anything on broken bytes
         raise UserError(f"{path} cannot be read as a summary: {error}") from error
+
+
+def _check(summary: Summary) -> None:
+    """Refuse arrays that are not of the shapes and within the bounds that all else relies on."""
+    tree, images, alphas = summary.hierarchy, len(summary.labels), alpha_grid(summary.hierarchy)
+    levels, a = tree.num_levels, len(alphas)
+    _expect("labels", summary.labels, (max(1, images),), tree.sizes[-1] - 1)
+    if not np.array_equal(summary.alphas, alphas) or not summary.cells:
+        raise UserError("it has no cells, or other alphas than this program's")
+    for (arch, variant), cell in summary.cells.items():
+        where, seeds = f"{arch} {variant}", len(cell.seeds)
+        # They become names of files.
+        if not re.fullmatch(r"[\w.-]+", arch) or variant not in VARIANTS:
+            raise UserError(f"{where} is no network and variant")
+        if not seeds or list(cell.seeds) != sorted(set(cell.seeds)):
+            raise UserError(f"{where} has the seeds {list(cell.seeds)}")
+        sizes = {size: math.comb(seeds, size) for size in SIZES if size <= seeds}
+        flavours = {"averaged", "adapted_first"} | (set(cell.wrong) & {"calibrated"})
+        by_size = {"right": cell.right}
+        for name in ("wrong", "tuned"):
+            by_size |= {f"{name} {f}": getattr(cell, name).get(f, {}) for f in flavours}
+        for name, arrays in by_size.items():
+            if set(arrays) != set(sizes):
+                raise UserError(f"{where}: {name} is of the sizes {sorted(arrays)}")
+        for size, sets in sizes.items():
+            _expect(f"{where}: right", cell.right[size], (sets, levels, images, 2), a)
+            for f in flavours:
+                _expect(f"{where}: wrong", cell.wrong[f][size], (sets, levels, a), images)
+                _expect(f"{where}: tuned", cell.tuned[f][size], (sets,), a - 1)
+        held_out = seeds if len(cell.validation) else 0
+        _expect(f"{where}: validation", cell.validation, (held_out, levels, a))
+        paired = seeds if seeds > 1 else 0
+        _expect(f"{where}: control", cell.control, (paired, 1 + SHUFFLES, 2, a), images)
+        _expect(f"{where}: points", cell.points, (images, tree.sizes[-2], 2), 255)
+        for name in COSTS:
+            values = cell.costs[name]
+            if values.shape != (seeds,) or not (np.isfinite(values) & (values >= 0)).all():
+                raise UserError(f"{where}: {name} has to be a number for each of {seeds} seeds")
+
+
+def _expect(name: str, array: np.ndarray, shape: tuple[int, ...], most: int | None = None) -> None:
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise UserError(
+            f"{name} has to be integers {list(shape)}, is {array.dtype} {list(array.shape)}"
+        )
+    if array.size and (array.min() < 0 or (most is not None and array.max() > most)):
+        raise UserError(f"{name} has values from {array.min()} to {array.max()}, at most {most}")
 
 
 def _cell(about: dict, arrays: Mapping[str, np.ndarray]) -> Cell:
