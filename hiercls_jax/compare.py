@@ -15,6 +15,8 @@ Exit status: 0 done; 1 an error that the last line explains; 2 a wrong command l
 
 import dataclasses
 import json
+import math
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from hiercls_jax import experiment, run
+from hiercls_jax import experiment
 from hiercls_jax.data.dataset import cache_folder
 from hiercls_jax.environment import environment
 from hiercls_jax.errors import UserError, one_line
@@ -32,6 +34,7 @@ from hiercls_jax.evaluation import comparison, ensemble, page, predictions, repo
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.evaluation.summary import Summary
 from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.models.summary import merge_summaries, summarise
 
 SUMMARY = "summary.npz"
 TIMES = ("training", "training_cpu", "test_prediction", "test_adaptation")
@@ -120,26 +123,25 @@ def find(folder: Path) -> Runs:
       UserError: where no run is left, two runs are the same, or runs cannot be compared.
     """
     cells, hierarchy, labels = defaultdict(dict), None, None
-    for path in sorted(folder.rglob("config.json")):
+    for path in _folders(folder):
         try:
-            found, results, splits = _read(path.parent)
-        except UserError as error:
-            print(f"left out: {one_line(error)}", file=sys.stderr)
+            found, results, splits = _read(path)
+        except (UserError, OSError) as error:
+            _leave_out(error)
             continue
         config = results["config"]
         key, seed = (config["model.arch"], config["variant"]), config["seed"]
         if seed in cells[key]:
             raise UserError(
-                f"{path.parent} and {cells[key][seed][0]} are the same run: {' '.join(key)}, "
-                f"seed {seed}"
+                f"{path} and {cells[key][seed][0]} are the same run: {' '.join(key)}, seed {seed}"
             )
         of_test = splits["test"].labels[found.levels[-1]]
         hierarchy, labels = (found, of_test) if hierarchy is None else (hierarchy, labels)
         if found != hierarchy or not np.array_equal(labels, of_test):
             raise UserError(
-                f"{path.parent} has another hierarchy or other test images than the runs before it"
+                f"{path} has another hierarchy or other test images than the runs before it"
             )
-        cells[key][seed] = path.parent, results, splits
+        cells[key][seed] = path, results, splits
     if hierarchy is None:
         raise UserError(f"{folder} holds no finished run; train some: python -m hiercls_jax grid")
     return Runs(hierarchy, labels, dict(cells))
@@ -154,7 +156,11 @@ def distil(runs: Runs) -> Summary:
     cells = {}
     for key, by_seed in runs.cells.items():
         config = _common_config(by_seed)
-        counts, _ = run.summary(experiment.unflatten(config))
+        as_read = experiment.unflatten(config)
+        counts = merge_summaries(
+            summarise(network, experiment.image_shape(as_read))
+            for network in experiment.architectures(as_read, runs.hierarchy).values()
+        )
         results = [by_seed[seed][1] for seed in sorted(by_seed)]
         costs = {
             "parameters": [counts["parameters"]] * len(results),
@@ -188,17 +194,35 @@ def write_pages(folder: Path, runs: Runs) -> list[str]:
     return written
 
 
+def _folders(folder: Path) -> list[Path]:
+    """Return all folders below that have a config.json; say which cannot be looked into."""
+    walk = os.walk(folder, onerror=_leave_out)
+    return sorted(Path(root) for root, _, names in walk if "config.json" in names)
+
+
+def _leave_out(error: Exception) -> None:
+    print(f"left out: {one_line(error)}", file=sys.stderr)
+
+
 def _read(folder: Path) -> tuple[Hierarchy, dict, dict]:
     """Return the hierarchy, results and predictions of a finished run."""
     path = folder / "results.json"  # written last, after all that is read here
     try:
-        results = json.loads(path.read_text()) if path.exists() else {"finished": False}
-        finished = results["finished"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        finished = path.exists() and results["finished"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error!r}") from error
     if not finished:
         raise UserError(f"{folder} is not finished")
-    missing = [name for name in TIMES if name not in results["seconds"]]
+    try:
+        config, seconds = results["config"], results["seconds"]
+        missing = [name for name in TIMES if not 0 <= seconds.get(name, -1) < math.inf]
+        known = config["variant"] in experiment.VARIANTS and config["train.epochs"] > 0
+        text = config["model.arch"] + results["environment"]["devices"]
+        if not (known and text and type(config["seed"]) is int):
+            raise ValueError("variant, epochs or seed")
+    except Exception as error:  # anything may be in a file that has been edited
+        raise UserError(f"{folder}: results.json is damaged: {error!r}") from error
     if missing:
         raise UserError(
             f"{folder}: results.json does not say {', '.join(missing)}; run it with "
@@ -208,6 +232,10 @@ def _read(folder: Path) -> tuple[Hierarchy, dict, dict]:
     splits = predictions.load(folder / "predictions.npz", hierarchy)
     if "test" not in splits:
         raise UserError(f"{folder / 'predictions.npz'} has no test split")
+    for name, split in splits.items():
+        of_levels = list(split.labels.values())
+        if not np.array_equal(hierarchy.labels(of_levels[-1]), of_levels):
+            raise UserError(f"{folder / 'predictions.npz'}: {name} has labels of other parents")
     return hierarchy, results, splits
 
 

@@ -224,6 +224,12 @@ def plan(grid: ConfigDict, config_file: Path, arguments: Sequence[str], slots: S
             *arguments,
         ]
         config = _read(given)
+        own = {"workdir": str(folder), "variant": variant, "seed": seed, "model.arch": arch}
+        changed = [k for k, v in own.items() if experiment.flatten(config).get(k) != v]
+        if changed:
+            raise UserError(
+                f"{changed[0]} is set by the grid, for each run another; it cannot follow --"
+            )
         if slots.cores is not None and config.run.cpu_devices is None:
             devices = parallel.largest_divisor(config.train.batch, slots.cores)
             given.insert(2, f"--config.run.cpu_devices={devices}")
@@ -275,8 +281,14 @@ def _carry_out(runs: Sequence[Run], slots: Slots, lock: int, caught: Sequence[in
     try:
         while running or (todo and not caught):
             while todo and free and not caught:
-                environment, begun = free.popleft(), todo.popleft()
-                running[_start(begun, environment, lock)] = begun, environment
+                begun = todo.popleft()
+                try:
+                    process = _start(begun, free[0], lock)
+                except OSError as error:  # of this run's folder; the others may have none
+                    failed += 1
+                    progress.say(f"{begun.name}: cannot be begun: {error}")
+                    continue
+                running[process] = begun, free.popleft()
             if len(caught) > forwarded:
                 forwarded = len(caught)
                 for process in running:
@@ -288,7 +300,8 @@ def _carry_out(runs: Sequence[Run], slots: Slots, lock: int, caught: Sequence[in
                 free.append(environment)
                 if process.returncode == 0 and ended.finished():
                     progress.finished(ended)
-                elif not (caught and process.returncode == 128 + signal.SIGTERM):
+                # One that has hardly begun does not catch the signal yet.
+                elif not (caught and process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)):
                     failed += 1
                     progress.say(_failure(ended, process.returncode))
     finally:

@@ -90,6 +90,31 @@ def test_the_variants_figure_says_what_it_shows(folder):
         assert words in text(folder / "variants"), words
 
 
+def test_a_variant_has_one_colour_in_all_panels(tmp_path, monkeypatch):
+    """Also where another one has too few instances for an ensemble of the size."""
+    drawn = {}
+    plot = figures.plt.Axes.plot
+
+    def note(self, *args, color=None, label=None, **rest):
+        drawn.setdefault(label, set()).add(color)
+        return plot(self, *args, color=color, label=label, **rest)
+
+    monkeypatch.setattr(figures.plt.Axes, "plot", note)
+    one, two = {"a": np.ones((1, 21)), "b": np.ones((2, 21))}, {"b": np.ones((1, 21))}
+    figures.variant_curves(tmp_path / "v", ALPHAS, {1: {"l": one}, 2: {"l": two}}, "t")
+    assert [len(colours) for colours in drawn.values()] == [1, 1]
+    assert drawn["a"] != drawn["b"]
+
+
+def test_what_a_user_has_set_is_not_in_the_files(folder, tmp_path):
+    """A style of one's own in matplotlibrc does not change a byte."""
+    with figures.plt.rc_context({"lines.linewidth": 9, "font.family": "monospace"}):
+        variants(tmp_path / "variants")
+    for suffix in (".svg", ".png"):
+        name = f"variants{suffix}"
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
 def test_the_scatter_says_what_it_shows(folder):
     """The class, its level, and both moments are written into the figure."""
     for words in ("P(trees)", "Q: sum over the classes below trees", "other coarse classes",

@@ -100,6 +100,35 @@ def test_a_failing_run_is_reported_and_does_not_stop_the_others(stand_in, capsys
     assert [line.split()[1] for line in begun(stand_in)] == ["seed-0", "seed-1", "seed-2", "seed-1"]
 
 
+def test_a_run_that_cannot_begin_does_not_stop_the_others(stand_in, capsys):
+    """One whose log cannot be written is reported as failed."""
+    (stand_in / "runs/grid-quick/resnet11/merge1/seed-0/log.txt").mkdir(parents=True)
+    assert carry_out("--config.variants=('merge1',)", "--config.seeds=(0,1)", "--jobs=1") == 1
+    out, err = capsys.readouterr()
+    assert "resnet11 merge1 seed 0: cannot be begun" in out
+    assert "1 of 2 runs failed" in err
+    assert begun(stand_in) == ["merge1 seed-1 None"]
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=3", "workdir=here", "variant=merge2", "model.arch=resnet20"]
+)
+def test_what_tells_runs_apart_is_not_given_to_all(word):
+    """A seed or a folder behind -- would be that of every run."""
+    with pytest.raises(UserError, match=f"{word.split('=')[0]} is set by the grid"):
+        grid.plan(small_grid(), CONFIG, [f"--config.{word}"], ONE)
+
+
+def test_a_run_whose_results_are_damaged_is_carried_out_again(stand_in):
+    """As the training command does by itself, which writes them anew."""
+    assert carry_out("--config.variants=('merge1',)", "--config.seeds=(0,)") == 0
+    (path,) = stand_in.rglob("results.json")
+    path.write_text('{"fini')
+    assert carry_out("--config.variants=('merge1',)", "--config.seeds=(0,)") == 0
+    assert len(begun(stand_in)) == 2
+    assert json.loads(path.read_text())["finished"]
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_runs_which_save_and_begins_no_other(stand_in, capsys, signum):
     """All running ones get SIGTERM, the status is that of the signal, and no run is left over."""

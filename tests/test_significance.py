@@ -33,6 +33,8 @@ def test_what_cannot_vary_is_certain_and_one_number_says_nothing():
     same = significance.paired_t([0.5, 0.5, 0.5])
     assert (same.p, same.low, same.high) == (0, 0.5, 0.5)
     assert significance.paired_t([0.0, 0.0]).p == 1
+    assert significance.paired_t([2e-16, 2e-16, 3e-16]).p == 1  # what rounding leaves
+    assert np.isnan(significance.paired_t([]).p)
     one = significance.paired_t([3.0])
     assert np.isnan(one.p)
     assert not one.within(100)
@@ -92,6 +94,7 @@ def test_a_bootstrap_without_spread_is_certain():
     """Where every resample says the same, p is 0, or 1 where that is no difference."""
     assert significance.bootstrap(1.0, np.ones(9)).p == 0
     assert significance.bootstrap(0.0, np.zeros(9)).p == 1
+    assert significance.bootstrap(1e-15, np.zeros(9)).p == 1
 
 
 @pytest.mark.parametrize("sign", list(itertools.product((1, -1), repeat=2)))

@@ -16,7 +16,7 @@ from hiercls_jax.hierarchy import cifar100
 
 CIFAR = cifar100()
 ALPHAS = summary.alpha_grid(CIFAR)
-COSTS = {"parameters": [7.0] * 3, "training": [1.0, 2.0, 3.0]}
+COSTS = {name: [7.0, 8.0, 9.0] for name in summary.COSTS}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,15 @@ def test_single_networks_have_the_errors_of_their_own_reports(runs, cell):
             assert (wrong / 150).tolist() == list(expected)
 
 
+def test_validation_errors_are_those_of_single_networks(runs, cell):
+    """Seed by seed at alpha 0, 1, 2, against the reports; nothing of test is in them."""
+    for row, seed in enumerate(cell.seeds):
+        errors = report.evaluate(runs[seed], CIFAR)["validation_error"]
+        for alpha in (0, 1, 2):
+            wrong = cell.validation[row, :, round(alpha / summary.STEP)]
+            assert (wrong / 120).tolist() == list(errors[f"alpha={alpha}"].values())
+
+
 def test_every_ensemble_of_each_size_is_counted(cell):
     """Three of one, three of two, none of four; counts are those of the images' own alphas."""
     assert {size: len(a) for size, a in cell.right.items()} == {1: 3, 2: 3}
@@ -82,6 +91,7 @@ def test_without_validation_alpha_is_1_and_nothing_is_calibrated(runs):
     tests = {seed: {"test": splits["test"]} for seed, splits in runs.items()}
     cell = summary.distil("resnet20", "merge1", tests, CIFAR, {}, COSTS)
     assert (ALPHAS[cell.tuned["averaged"][2]] == 1).all()
+    assert cell.validation.shape == (0, 2, len(ALPHAS))
     assert "calibrated" not in cell.wrong
 
 
@@ -139,7 +149,7 @@ def test_no_flavour_is_lost_in_the_file(runs, tmp_path):
     tests = {seed: {"test": splits["test"]} for seed, splits in runs.items()}
     cell = summary.distil("resnet20", "merge1", tests, CIFAR, {}, COSTS)
     labels = runs[0]["test"].labels["fine"]
-    summary.save(tmp_path / "a.npz", Summary(CIFAR, labels, ALPHAS, {("a", "b"): cell}))
+    summary.save(tmp_path / "a.npz", Summary(CIFAR, labels, ALPHAS, {("resnet20", "merge1"): cell}))
     found = summary.load(tmp_path / "a.npz").cells["resnet20", "merge1"]
     assert set(found.wrong) == set(FLAVOURS) - {"calibrated"}
 
@@ -160,6 +170,43 @@ def test_a_damaged_summary_is_refused_by_name(whole, tmp_path, damage):
             arrays = dict(file)
         meta = json.loads(str(arrays["meta"])) | {"format": 99}
         np.savez(path, **arrays | {"meta": np.array(json.dumps(meta))})
+    with pytest.raises(UserError, match=r"summary\.npz cannot be read as a summary"):
+        summary.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("labels", lambda a: a[:-1]),
+        ("labels", lambda a: a + 50),
+        ("labels", lambda a: a.astype(float)),
+        ("alphas", lambda a: a[:-1]),
+        ("resnet20/merge1/right/2", lambda a: a[:2]),
+        ("resnet20/merge1/right/1", lambda a: np.full_like(a, 255)),
+        ("resnet20/merge1/wrong/averaged/2", lambda a: a[..., 1:]),
+        ("resnet20/merge1/wrong/calibrated/1", lambda a: a[:, :1]),
+        ("resnet20/merge1/tuned/adapted_first/1", lambda a: np.full_like(a, 201)),
+        ("resnet20/merge1/validation", lambda a: a[:2]),
+        ("resnet20/merge1/control", lambda a: a[:, :5]),
+        ("resnet20/merge1/points", lambda a: a[:, 1:]),
+        ("resnet20/merge1/costs/training", lambda a: a * np.nan),
+        ("resnet20/merge1/costs/epochs", lambda a: a[:1]),
+        ("resnet20/merge1/tuned/averaged/1", None),
+        ("meta", lambda a: np.array(str(a).replace('"merge1"', '"../../merge1"'))),
+        ("meta", lambda a: np.array(str(a).replace('"resnet20"', '"../resnet20"'))),
+        ("labels", lambda a: np.array([object()])),
+    ],
+)
+def test_arrays_of_other_shapes_or_values_are_refused(whole, tmp_path, name, change):
+    """Before anything is computed of them, by one error; nothing is unpickled."""
+    path = tmp_path / "summary.npz"
+    summary.save(path, whole)
+    with np.load(path) as file:
+        arrays = dict(file)
+    before = arrays.pop(name)
+    if change is not None:
+        arrays[name] = change(before)
+    np.savez(path, **arrays)
     with pytest.raises(UserError, match=r"summary\.npz cannot be read as a summary"):
         summary.load(path)
 

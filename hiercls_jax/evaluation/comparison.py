@@ -12,12 +12,12 @@ import numpy as np
 from tabulate import tabulate
 
 from hiercls_jax.evaluation import claims, figures
-from hiercls_jax.evaluation.claims import NAMES, VARIANTS, Network, Verdict
+from hiercls_jax.evaluation.claims import NAMES, Network, Verdict
 from hiercls_jax.evaluation.significance import Evidence
-from hiercls_jax.evaluation.summary import Cell, Summary
+from hiercls_jax.evaluation.summary import VARIANTS, Cell, Summary
 
 # What LaTeX does not know by itself.
-LATEX = {"α": r"$\alpha$", "±": r"$\pm$", "−": r"$-$", "<": r"$<$"}
+LATEX = {"α": r"$\alpha$", "±": r"$\pm$", "−": r"$-$"}
 Value = str | int | float | tuple[float, float] | None  # a tuple is mean and standard deviation
 
 
@@ -120,7 +120,8 @@ def write(folder: Path, summary: Summary) -> list[str]:
 _HEAD = """\
 # Comparison of trained variants
 
-Top-1 errors on test images, in percent: mean ± standard deviation over all ensembles of a size.
+Top-1 errors on test images, in percent: mean ± standard deviation over all ensembles of a size
+(those of several share members, which makes their deviation too small).
 Curves over α are curves of test errors, to look at; every number that is quoted as tuned has its α
 from validation images, to two decimals.
 """
@@ -131,7 +132,7 @@ def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
     rows = []
     for number, (arch, verdict) in enumerate(judged, 1):
         found = [r.seeds if r.test.size == 1 else r.images for r in verdict.results]
-        means = [e.mean for e in found if e is not None]
+        means = [e.mean for e in found if np.isfinite(e.mean)]
         spread = ""
         if means:
             low, high = min(means), max(means)
@@ -139,7 +140,7 @@ def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
             ends = _signed(low) if low == high else f"{_signed(low)} to {_signed(high)}"
             spread = f"{ends} {unit}"
         held = sum(r.verdict == claims.HOLDS for r in verdict.results)
-        share = f"{held} of {len(verdict.results)}" if verdict.results else ""
+        share = f"{held} of {len(verdict.claim.tests)}" if verdict.results else ""
         rows.append(
             (number, arch, verdict.claim.text, spread, share,
              verdict.verdict)
@@ -147,11 +148,15 @@ def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
     return Table(
         "ledger",
         "## What the paper claims, and what these runs say\n\n"
-        "A claim holds where all of its tests do, and fails where one fails. Single networks: "
-        "Student's paired t-test over seeds, pairs of the same seed, two-sided, p < 0.05 after "
-        "Holm's correction over the tests of the claim. Ensembles share their members: bootstrap "
-        f"over test images. No difference: the 90 % interval lies within ±{claims.MARGIN:g} points "
-        f"(±{claims.MARGIN_ALPHA:g} for α). All tests are listed below.",
+        "A claim holds where all of its tests do, and fails where one fails; without the runs for "
+        "some of them it cannot hold. Single networks: Student's paired t-test over seeds, pairs "
+        "of the same seed, two-sided, p < 0.05 after Holm's correction over the tests of the "
+        "claim. Ensembles share their members: bootstrap over test images. No difference: the "
+        f"90 % interval lies within ±{claims.MARGIN:g} points (±{claims.MARGIN_STEP:g} for steps "
+        f"of α, ±{claims.MARGIN_ALPHA:g} for α itself, ±1 % for costs); a test that expects one "
+        "fails there, as it does where the difference is significant the other way; one that "
+        "expects none fails where it is significant, or for α beyond the margin. All tests are "
+        "listed below.",
         ("", "network", "claim", "differences found", "tests that hold", "verdict"),
         rows,
         (0,) * 6,
@@ -284,7 +289,8 @@ def tests(judged: Sequence[tuple[str, Verdict]]) -> Table:
         "interval: by Student's paired t over seeds, and by the bootstrap over test images of the "
         "mean over seeds. p is two-sided; Holm is after Holm's correction over the tests of the "
         "claim, where they decide it. McNemar: in how many seeds his exact test has p < 0.05. The "
-        "steps from the best α start from the best of the mean curve.",
+        "steps from the best α start from the best of the mean over seeds on validation images, "
+        "or on those of test where none were held out.",
         (
             "claim", "network", "difference", "expected to be", "over seeds", "interval", "p",
             "Holm", "over images", "interval ", "p ", "Holm ", "McNemar", "verdict",
@@ -340,9 +346,10 @@ def _show(value: Value, decimals: int) -> str:
 
 def _curve_note(network: Network) -> str:
     seeds = ", ".join(f"{NAMES[v]} {len(c.seeds)}" for v, c in network.cells.items())
+    sizes = ", ".join(map(str, sorted({size for c in network.cells.values() for size in c.right})))
     return (
         f"*Test error of {network.arch} against α, mean and one standard deviation over all "
-        f"ensembles of 1, 2 and 4 of its instances (seeds: {seeds}).*"
+        f"ensembles of {sizes} of its instances (seeds: {seeds}).*"
     )
 
 

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt  # noqa: E402, after the choice of backend
 
 # Colour-blind safe (Okabe and Ito, 2008), for the levels in turn.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# On top of Matplotlib's own defaults: what a user has set would be in the files.
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -35,7 +36,7 @@ def alpha_curve(
         where none was chosen.
       title: what was run.
     """
-    with plt.rc_context(STYLE):
+    with plt.style.context(["default", STYLE]):
         width = 4.2 * len(errors)
         figure, axes = plt.subplots(1, len(errors), figsize=(width, 3.2), squeeze=False)
         for ax, (level, error), colour in zip(
@@ -78,7 +79,12 @@ def variant_curves(path: Path, alphas, errors: dict, title: str) -> None:
       title: what was trained.
     """
     sizes, levels = list(errors), list(next(iter(errors.values())))
-    with plt.rc_context(STYLE):
+    # A variant has its colour in every panel, also where others have too few instances for it.
+    variants = dict.fromkeys(
+        v for by_level in errors.values() for of in by_level.values() for v in of
+    )
+    colours = dict(zip(variants, cycle(COLOURS), strict=False))
+    with plt.style.context(["default", STYLE]):
         figure, axes = plt.subplots(
             len(levels), len(sizes), figsize=(3.4 * len(sizes), 3.1 * len(levels)),
             squeeze=False, sharex=True, sharey="row",
@@ -87,9 +93,8 @@ def variant_curves(path: Path, alphas, errors: dict, title: str) -> None:
             for column, size in enumerate(sizes):
                 ax = axes[row, column]
                 ax.axvline(1, color="0.75", lw=0.8, zorder=0)
-                for (variant, of), colour in zip(
-                    errors[size][level].items(), cycle(COLOURS), strict=False
-                ):
+                for variant, of in errors[size][level].items():
+                    colour = colours[variant]
                     mean, deviation = of.mean(axis=0), of.std(axis=0, ddof=min(1, len(of) - 1))
                     ax.plot(alphas, mean, color=colour, lw=1.5, label=variant)
                     ax.fill_between(
@@ -118,7 +123,7 @@ def scatters(path: Path, panels: dict, member, name: str, level: str) -> None:
       name: the class.
       level: the class's level.
     """
-    with plt.rc_context(STYLE):
+    with plt.style.context(["default", STYLE]):
         size = 3.6 * len(panels), 4.6
         figure, axes = plt.subplots(
             1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False

@@ -10,7 +10,9 @@ Summaries of different cells can be merged, so that a grid may be trained in par
 
 import dataclasses
 import json
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +34,11 @@ SHUFFLES = 20  # random hierarchies of the control
 # How an ensemble's probabilities come about: averaged, then adapted; each network adapted, then
 # averaged; each level of each network with its temperature, then as averaged.
 FLAVOURS = ("averaged", "adapted_first", "calibrated")
+VARIANTS = ("separate", "merge0", "merge1", "merge2", "merge3")
+COSTS = (
+    "parameters", "multiply_adds", "epochs", "on_cpu", "training", "training_cpu",
+    "test_prediction", "test_adaptation",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,11 +54,13 @@ class Cell:
       wrong: by flavour and ensemble size, integer `[S_n, L, A]`: images that are wrong.
       tuned: by flavour and ensemble size, integer `[S_n]`: which alpha was chosen on validation;
         that of 1 where no validation was held out.
+      validation: integer `[seeds, L, A]`, validation images that are wrong for single networks; of
+        no seeds where none were held out.
       control: integer `[seeds, 1 + SHUFFLES, L, A]`, images that are wrong where the fine
         probabilities of a seed meet those of the next one, summed to coarse ones by the true
         hierarchy (first) and by shuffled ones; L is the last two levels.
       points: uint8 `[N, C, 2]`, P and Q of each class above the last level in 255ths, first seed.
-      costs: float64 `[seeds]` by name: `parameters`, `multiply_adds`, `epochs`, and seconds.
+      costs: float64 `[seeds]` by name, those of `COSTS`: numbers, 1 for a run on CPUs, seconds.
     """
 
     arch: str
@@ -61,6 +70,7 @@ class Cell:
     right: dict[int, np.ndarray]
     wrong: dict[str, dict[int, np.ndarray]]
     tuned: dict[str, dict[int, np.ndarray]]
+    validation: np.ndarray
     control: np.ndarray
     points: np.ndarray
     costs: dict[str, np.ndarray]
@@ -113,7 +123,7 @@ def distil(
     instances = {"averaged": plain, "adapted_first": plain}
     if held_out:
         instances["calibrated"] = [ensemble.calibrate(v, (t, v)) for t, v in plain]
-    right = {}
+    right, validation = {}, np.zeros((0, hierarchy.num_levels, len(alphas)), np.int64)
     wrong, tuned = ({flavour: {} for flavour in instances} for _ in range(2))
     for flavour, networks in instances.items():
         for size in SIZES:
@@ -133,10 +143,14 @@ def distil(
                 right[size] = found
             wrong[flavour][size] = ensemble.wrong_counts(found, len(alphas))
             tuned[flavour][size] = np.array(chosen)
+    if held_out:
+        of_validation = [ensemble.scores(v, hierarchy) for v in validations]
+        found = np.array([ensemble.right_alphas(s, alphas) for s in of_validation])
+        validation = ensemble.wrong_counts(found, len(alphas))
     p, q = tests[0].probs[hierarchy.levels[-2]], tests[0].probs[hierarchy.levels[-1]]
     points = np.stack([p, child_sums(q, hierarchy.parents[-1])], axis=2)
     return Cell(
-        arch, variant, seeds, config, right, wrong, tuned,
+        arch, variant, seeds, config, right, wrong, tuned, validation,
         control(tests, hierarchy, alphas),
         np.rint(255 * points.clip(0, 1)).astype(np.uint8),
         {name: np.array(values, np.float64) for name, values in costs.items()},
@@ -213,6 +227,7 @@ def save(path: Path, summary: Summary) -> None:
             for flavour, by_size in getattr(cell, name).items():
                 for size, a in by_size.items():
                     arrays[f"{where}/{name}/{flavour}/{size}"] = _smallest(a)
+        arrays[f"{where}/validation"] = _smallest(cell.validation)
         arrays[f"{where}/control"] = _smallest(cell.control)
         arrays[f"{where}/points"] = cell.points
         arrays |= {f"{where}/costs/{name}": a for name, a in cell.costs.items()}
@@ -248,14 +263,63 @@ def load(path: Path) -> Summary:
         if meta["format"] != FORMAT:
             raise UserError(f"it has format {meta['format']}, this program reads {FORMAT}")
         cells = [_cell(about, arrays) for about in meta["cells"]]
-        return Summary(
+        found = Summary(
             Hierarchy.from_dict(meta["hierarchy"]),
             arrays["labels"],
             arrays["alphas"],
             {(cell.arch, cell.variant): cell for cell in cells},
         )
+        _check(found)
+        return found
     except Exception as error:  # zipfile, NumPy and json raise nearly anything on broken bytes
         raise UserError(f"{path} cannot be read as a summary: {error}") from error
+
+
+def _check(summary: Summary) -> None:
+    """Refuse arrays that are not of the shapes and within the bounds that all else relies on."""
+    tree, images, alphas = summary.hierarchy, len(summary.labels), alpha_grid(summary.hierarchy)
+    levels, a = tree.num_levels, len(alphas)
+    _expect("labels", summary.labels, (max(1, images),), tree.sizes[-1] - 1)
+    if not np.array_equal(summary.alphas, alphas) or not summary.cells:
+        raise UserError("it has no cells, or other alphas than this program's")
+    for (arch, variant), cell in summary.cells.items():
+        where, seeds = f"{arch} {variant}", len(cell.seeds)
+        # They become names of files.
+        if not re.fullmatch(r"[\w.-]+", arch) or variant not in VARIANTS:
+            raise UserError(f"{where} is no network and variant")
+        if not seeds or list(cell.seeds) != sorted(set(cell.seeds)):
+            raise UserError(f"{where} has the seeds {list(cell.seeds)}")
+        sizes = {size: math.comb(seeds, size) for size in SIZES if size <= seeds}
+        flavours = {"averaged", "adapted_first"} | (set(cell.wrong) & {"calibrated"})
+        by_size = {"right": cell.right}
+        for name in ("wrong", "tuned"):
+            by_size |= {f"{name} {f}": getattr(cell, name).get(f, {}) for f in flavours}
+        for name, arrays in by_size.items():
+            if set(arrays) != set(sizes):
+                raise UserError(f"{where}: {name} is of the sizes {sorted(arrays)}")
+        for size, sets in sizes.items():
+            _expect(f"{where}: right", cell.right[size], (sets, levels, images, 2), a)
+            for f in flavours:
+                _expect(f"{where}: wrong", cell.wrong[f][size], (sets, levels, a), images)
+                _expect(f"{where}: tuned", cell.tuned[f][size], (sets,), a - 1)
+        held_out = seeds if len(cell.validation) else 0
+        _expect(f"{where}: validation", cell.validation, (held_out, levels, a))
+        paired = seeds if seeds > 1 else 0
+        _expect(f"{where}: control", cell.control, (paired, 1 + SHUFFLES, 2, a), images)
+        _expect(f"{where}: points", cell.points, (images, tree.sizes[-2], 2), 255)
+        for name in COSTS:
+            values = cell.costs[name]
+            if values.shape != (seeds,) or not (np.isfinite(values) & (values >= 0)).all():
+                raise UserError(f"{where}: {name} has to be a number for each of {seeds} seeds")
+
+
+def _expect(name: str, array: np.ndarray, shape: tuple[int, ...], most: int | None = None) -> None:
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise UserError(
+            f"{name} has to be integers {list(shape)}, is {array.dtype} {list(array.shape)}"
+        )
+    if array.size and (array.min() < 0 or (most is not None and array.max() > most)):
+        raise UserError(f"{name} has values from {array.min()} to {array.max()}, at most {most}")
 
 
 def _cell(about: dict, arrays: Mapping[str, np.ndarray]) -> Cell:
@@ -276,6 +340,7 @@ def _cell(about: dict, arrays: Mapping[str, np.ndarray]) -> Cell:
         right=by_size("right"),
         wrong={f: found for f in FLAVOURS if (found := by_size("wrong", f))},
         tuned={f: found for f in FLAVOURS if (found := by_size("tuned", f))},
+        validation=arrays[f"{where}/validation"].astype(np.int64),
         control=arrays[f"{where}/control"].astype(np.int64),
         points=arrays[f"{where}/points"],
         costs=under("costs"),
