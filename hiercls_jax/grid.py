@@ -291,6 +291,7 @@ def _carry_out(runs: Sequence[Run], slots: Slots, lock: int, caught: Sequence[in
                 running[process] = begun, free.popleft()
             if len(caught) > forwarded:
                 forwarded = len(caught)
+                progress.say(f"stopping: waiting for {len(running)} runs to save")
                 for process in running:
                     process.send_signal(signal.SIGTERM)
             time.sleep(POLL)
