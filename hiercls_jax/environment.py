@@ -19,13 +19,13 @@ def environment() -> dict:
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
         "devices": parallel.describe_devices(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit of the source tree, marked where it has changes, or None outside git."""
     here = Path(__file__).parent
     try:

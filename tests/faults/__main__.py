@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hiercls_jax.run import _commit as commit
+from hiercls_jax.environment import commit
 from tests.faults import faults, training
 
 OUTCOMES = ("survived", "clear error", "lost")
