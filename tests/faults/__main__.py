@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ OUTCOMES = ("survived", "clear error", "lost")
 
 def main() -> int:
     options = _parse()
+    # A shell starts what is to run in the background deaf to SIGINT, and runs would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     if options.fault is not None:
