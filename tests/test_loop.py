@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small import HIERARCHY, Recipe, schedule, split, task
 
 from hiercls_jax.data import embedded
-from hiercls_jax.training import parallel
+from hiercls_jax.training import loop, parallel
 from hiercls_jax.training.feed import epoch_order, padded_batches
 from hiercls_jax.training.loop import Predictor, TrainingError, train
 
@@ -56,6 +56,14 @@ def test_a_state_that_is_not_finite_is_not_kept(tmp_path):
     with pytest.raises(TrainingError, match="parameters are not finite after step 1"):
         train("toy", exploding, KEY, split(50), None, plan, tmp_path)
     assert not list(tmp_path.glob("checkpoints/step_*"))
+
+
+def test_a_clock_that_stands_still_stops_nothing(tmp_path, monkeypatch):
+    """No speed can be had from it; every step is taken, and records are written without one."""
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 7.0)
+    _, meta = train("toy", task(), KEY, split(50), None, schedule(), tmp_path)
+    assert meta["step"] == 24
+    assert "images_per_second" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_training_learns_and_records(tmp_path, capsys):

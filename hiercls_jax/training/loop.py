@@ -230,7 +230,7 @@ class _Run:
                 if key != "count":
                     record[key.replace("errors", "error")] = value / count
             now = time.monotonic()
-            if self.line_start is not None:
+            if self.line_start is not None and now > self.line_start[0]:  # a clock may stand still
                 images = (step - self.line_start[1]) * self.schedule.batch
                 record["images_per_second"] = images / (now - self.line_start[0])
             self.line_start, self.sums = (now, step), {}
@@ -240,7 +240,7 @@ class _Run:
         if len(self.booked) > 5:
             return
         self.booked.append(time.monotonic())
-        if len(self.booked) == 6:
+        if len(self.booked) == 6 and self.booked[5] > self.booked[1]:
             rate = 4 * self.schedule.batch / (self.booked[5] - self.booked[1])
             seconds = (total - step) * self.schedule.batch / rate
             self.tracker.say(

@@ -63,7 +63,7 @@ def signalled(signum: int) -> Callable[[Scene], Ended]:
         running = scene.start_until(Running.opens_workdir)
         moment = running.cpu_seconds() + scene.rng.random() * scene.seconds
         running.waits_for(lambda: running.cpu_seconds() >= moment)
-        if running.ended():
+        if running.ended() or (running.workdir / "results.json").exists():  # the last that it does
             raise Missed
         os.kill(running.pids[0], signum)
         return running.finish()

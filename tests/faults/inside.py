@@ -52,20 +52,30 @@ def turn_clocks(number: int) -> None:
 
 def put_nan(number: int) -> None:
     """Put a NaN in the place of one pixel of the batch of the `number`-th step."""
-    make_feed, left = loop.make_feed, number
+    make_feed = loop.make_feed
 
     def make(split, resident):
+        loop.make_feed = make_feed  # the first one is that of training
         feed = make_feed(split, resident)
-
-        def fed(indices):
-            nonlocal left
-            batch = feed(indices)
-            left -= 1
-            if left == 0:
-                batch["images"] = batch["images"].astype(np.float32)
-                batch["images"].flat[number] = np.nan
-            return batch
-
-        return fed
+        return lambda plan: _WithNaN(feed(plan), number)
 
     loop.make_feed = make
+
+
+class _WithNaN:
+    """An iterator over batches, with a NaN in one of them."""
+
+    def __init__(self, batches, number: int):
+        self._batches, self._left, self._number = batches, number, number
+
+    def __getattr__(self, name):  # its state, and closing it
+        return getattr(self._batches, name)
+
+    def __next__(self) -> dict:
+        batch = next(self._batches)
+        self._left -= 1
+        if self._left == 0:
+            images = np.array(batch["images"], np.float32)
+            images.flat[self._number] = np.nan
+            batch["images"] = images
+        return batch
