@@ -51,7 +51,10 @@ def turn_clocks(number: int) -> None:
 
 
 def put_nan(number: int) -> None:
-    """Put a NaN in the place of one pixel of the batch of the `number`-th step."""
+    """Put NaNs in the place of one image of the batch of the `number`-th step.
+
+    Of a single pixel augmentation may crop.
+    """
     make_feed = loop.make_feed
 
     def make(split, resident):
@@ -66,7 +69,7 @@ class _WithNaN:
     """An iterator over batches, with a NaN in one of them."""
 
     def __init__(self, batches, number: int):
-        self._batches, self._left, self._number = batches, number, number
+        self._batches, self._left = batches, number
 
     def __getattr__(self, name):  # its state, and closing it
         return getattr(self._batches, name)
@@ -76,6 +79,6 @@ class _WithNaN:
         self._left -= 1
         if self._left == 0:
             images = np.array(batch["images"], np.float32)
-            images.flat[self._number] = np.nan
+            images[..., 0, :, :, :] = np.nan
             batch["images"] = images
         return batch

@@ -1,0 +1,26 @@
+"""What is committed under results/ can be made again from what is committed there."""
+
+from pathlib import Path
+
+import pytest
+
+from hiercls_jax import compare
+
+RESULTS = Path(__file__).parents[1] / "results"
+SUMMARIES = sorted(RESULTS.rglob("summary.npz"))
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.parent.name)
+def test_a_committed_comparison_is_made_from_its_summary_byte_for_byte(path, tmp_path):
+    """Every table and figure; under the versions of constraints.txt."""
+    assert compare.main(["compare", str(path), f"--out={tmp_path}"]) == 0
+    for made in tmp_path.iterdir():
+        # A PNG's bytes depend on the zlib that is there; the SVG has the same curves.
+        if made.suffix != ".png":
+            assert made.read_bytes() == (path.parent / made.name).read_bytes(), made.name
+
+
+def test_a_committed_summary_is_small():
+    """At most 5 MB each, and there is one."""
+    assert SUMMARIES
+    assert all(path.stat().st_size <= 5e6 for path in SUMMARIES)
