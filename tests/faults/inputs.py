@@ -191,6 +191,7 @@ def read_command(value, where: Path) -> None:
     with (
         flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
         unittest.mock.patch.multiple(run, run=build, summary=build),
+        unittest.mock.patch.object(os, "_exit", sys.exit),  # how one of several processes ends
         unittest.mock.patch.object(sys, "argv", argv),  # in which config_flags looks for fields
     ):  # fmt: skip
         flags.FLAGS.unparse_flags()
