@@ -43,6 +43,7 @@ def test_notebook_is_where_it_says(path):
 def test_notebook_runs(path, tmp_path, monkeypatch):
     """Every cell runs without an error or a warning on its stderr, and something is drawn."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))  # the checkout, with its results
     notebook = nbformat.read(path, 4)
     resources = {"metadata": {"path": tmp_path}}
     nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()

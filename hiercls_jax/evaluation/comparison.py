@@ -91,9 +91,7 @@ def write(folder: Path, summary: Summary) -> list[str]:
     under the same versions of the packages.
     """
     networks = [Network(summary, arch) for arch in dict.fromkeys(a for a, _ in summary.cells)]
-    verdicts = {n.arch: claims.judge(n) for n in networks}
-    both = claims.judge_both(summary, networks)
-    judged = [(n.arch, v) for n in networks for v in verdicts[n.arch]] + [("both", v) for v in both]
+    judged = judge(summary)
     tables = [
         ledger(judged), errors(summary), control(summary), costs(summary), tests(judged),
     ]  # fmt: skip
@@ -125,6 +123,13 @@ Top-1 errors on test images, in percent: mean ± standard deviation over all ens
 Curves over α are curves of test errors, to look at; every number that is quoted as tuned has its α
 from validation images, to two decimals.
 """
+
+
+def judge(summary: Summary) -> list[tuple[str, Verdict]]:
+    """Return the verdict on each claim about each network, by its name, and on both together."""
+    networks = [Network(summary, arch) for arch in dict.fromkeys(a for a, _ in summary.cells)]
+    judged = [(n.arch, verdict) for n in networks for verdict in claims.judge(n)]
+    return judged + [("both", verdict) for verdict in claims.judge_both(summary, networks)]
 
 
 def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
