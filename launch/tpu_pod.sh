@@ -208,7 +208,7 @@ start() {
 touch runs/log.txt; wc -c < runs/log.txt > followed
 watched='\"\$@\" & echo \$! > pid; wait \$!; echo \$? > status'
 nohup sh -c \"\$watched\" sh .venv/bin/python -m hiercls_jax.main ${words}>> runs/log.txt 2>&1 < /dev/null &
-until [ -s pid ]; do sleep 0.1; done
+until [ -s pid ] || ! kill -0 \$! 2> /dev/null; do sleep 0.1; done
 echo 'started; launch/tpu_pod.sh logs follows it'"
 }
 

@@ -9,6 +9,7 @@ fails, and `lives` what becomes of each slice in turn:
     fail            the training exits with 1
     told            the training exits with 143, as by an orderly reboot
     crash           the training is gone without a status, as by another one
+    stillborn       what starts the training is gone before it has said which process that is
     flaky           it ends well, but from its start on `outage` calls fail
     forever         the training goes on until it is told to stop
     preempt         it does too, but after `fetches` (1) fetches the slice is suspended
@@ -41,8 +42,12 @@ case $LIFE in
 esac
 while :; do sleep 0.05; done
 """
-COMMANDS = {  # that installing needs on a host
+COMMANDS = {  # that installing and starting need on a host
     "sudo": "#!/bin/sh\n",
+    "sh": """#!/bin/bash
+[[ $LIFE != stillborn ]] || kill -s KILL $$
+exec /bin/sh "$@"
+""",
     "python3.11": f"""#!/bin/bash
 mkdir -p .venv/bin
 printf '#!/bin/sh\\n' > .venv/bin/pip

@@ -237,6 +237,14 @@ def test_a_training_whose_hosts_were_restarted_goes_on_on_a_new_slice(cloud, lif
     assert cloud.fetched() == ["start"] * 2
 
 
+def test_a_training_that_is_gone_before_it_began_is_not_waited_for(cloud):
+    """Where no process says that it is the training, it has vanished: a new slice has another."""
+    status, _, error = cloud.run(plan={"lives": ["stillborn", "finish"]})
+    assert status == 0, error
+    assert cloud.verbs("create", "delete") == ["create", "delete"] * 2
+    assert cloud.fetched() == ["start"]
+
+
 def test_what_fails_for_a_while_is_tried_again(cloud):
     """A slice that is not reachable at once, and a connection that breaks, cost no slice."""
     status, _, error = cloud.run(plan={"lives": ["flaky"], "unready": 2, "outage": 5})
