@@ -2,8 +2,8 @@
 
     python -m hiercls_jax grid --config=configs/grid.py
         ResNet-164 and DenseNet-BC-100 on CIFAR-100, 50 runs
-    python -m hiercls_jax grid --config=configs/grid.py:cpu,epochs=8
-        a small ResNet, 25 runs, 2 hours on two CPU cores
+    python -m hiercls_jax grid --config=configs/grid.py:cpu,epochs=12
+        a small ResNet, 25 runs, some three and a half hours on two CPU cores
     python -m hiercls_jax grid --config=configs/grid.py:quick
         the embedded data, half an hour
 

@@ -9,7 +9,6 @@ predictor.export("model.stablehlo")    # for any process that has JAX
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from hiercls_jax import experiment
 from hiercls_jax.adaptation.tree import adjust_tree
 from hiercls_jax.data import folder
 from hiercls_jax.errors import UserError
+from hiercls_jax.evaluation.files import whole
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.training import checkpoint
 from hiercls_jax.training.step import probabilities
@@ -144,14 +144,11 @@ class Predictor:
         with _no_locations():
             program = export.export(self.forward, platforms=PLATFORMS)(images).serialize()
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(program)
-            os.replace(temporary, path)
+            with whole(path) as temporary:
+                temporary.write_bytes(program)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _check(self, images) -> np.ndarray:
         images = np.asarray(images)

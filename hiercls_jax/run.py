@@ -1,7 +1,6 @@
 """One run of an experiment, from its config to its report: what `main` calls."""
 
 import json
-import os
 import shlex
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from hiercls_jax.data.dataset import Dataset, Samples, cache_folder
 from hiercls_jax.environment import environment
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import page, predictions, report
+from hiercls_jax.evaluation.files import whole
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.models.summary import format_table, merge_summaries, summarise
@@ -238,6 +238,5 @@ def _leaves(state: State):
 
 
 def _write_json(path: Path, value) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")

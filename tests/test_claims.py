@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from hiercls_jax.evaluation import claims, ensemble, significance
-from hiercls_jax.evaluation.claims import FAILS, HOLDS, NOT_RUN, UNDECIDED, Network
-from hiercls_jax.evaluation.summary import SIZES, Cell, Summary, alpha_grid
+from hiercls_jax.evaluation import verdict as deciding
+from hiercls_jax.evaluation.summary import SIZES, VARIANTS, Cell, Summary, alpha_grid
+from hiercls_jax.evaluation.verdict import FAILS, HOLDS, NOT_RUN, UNDECIDED, Network
 from hiercls_jax.hierarchy import cifar100
 
 CIFAR = cifar100()
@@ -50,7 +51,7 @@ def build(change=None, seeds=range(SEEDS), arch="resnet20", shift=0) -> Summary:
       shift: of all bases.
     """
     cells = {}
-    for order, variant in enumerate(claims.VARIANTS):
+    for order, variant in enumerate(VARIANTS):
         found, costs = {}, []
         for size in SIZES:
             sets = []
@@ -96,10 +97,20 @@ def _few_resamples(monkeypatch):
     monkeypatch.setattr(significance, "resample_weights", lambda count: weights)
 
 
-def verdict(text: str, summary: Summary) -> claims.Verdict:
+def judge(network: Network) -> list[deciding.Verdict]:
+    """The verdict on each claim about one network."""
+    return [deciding.decide(claim, network) for claim in claims.claims(network)]
+
+
+def judge_both(summary: Summary, networks) -> list[deciding.Verdict]:
+    """The verdict on both networks together."""
+    return claims.judge_both(summary, {network: judge(network) for network in networks})
+
+
+def verdict(text: str, summary: Summary) -> deciding.Verdict:
     network = Network(summary, "resnet20")
     (claim,) = [c for c in claims.claims(network) if c.text.startswith(text)]
-    return claims.decide(claim, network)
+    return deciding.decide(claim, network)
 
 
 def change(variants, size=1, **values):
@@ -120,12 +131,12 @@ def change(variants, size=1, **values):
 
 def test_all_hold_where_all_are_true():
     """The data that the cases below start from makes every claim of one network hold."""
-    found = claims.judge(Network(build(), "resnet20"))
+    found = judge(Network(build(), "resnet20"))
     assert {v.claim.text: v.verdict for v in found if v.verdict != HOLDS} == {}
     assert len(found) == 22
 
 
-ALL = claims.VARIANTS
+ALL = VARIANTS
 # What makes each claim false. In all seeds it fails; in every other seed nothing is decided.
 FALSE = {
     "Adaptation at α = 1 lowers the coarse": change(["merge1"], best=(0, 0.9)),
@@ -216,7 +227,7 @@ def test_without_a_common_seed_nothing_is_decided():
     summary = build()
     cell = summary.cells["resnet20", "merge2"]
     summary.cells["resnet20", "merge2"] = dataclasses.replace(cell, seeds=(5, 6, 7, 8, 9))
-    for found in claims.judge(Network(summary, "resnet20")):
+    for found in judge(Network(summary, "resnet20")):
         for r in found.results:
             if r.test.size == 1 and {"merge1", "merge2"} <= set(r.test.variants):
                 assert (r.verdict, r.mcnemar) in ((UNDECIDED, (0, 0)), (UNDECIDED, None))
@@ -226,7 +237,7 @@ def test_without_a_common_seed_nothing_is_decided():
 def test_the_best_alpha_is_chosen_on_validation():
     """Steps are from there: right for the images that chose it, they may fail on those of test."""
     summary = build()
-    key, at = ("resnet20", "merge1"), claims.index(ALPHAS, 0.6)
+    key, at = ("resnet20", "merge1"), deciding.index(ALPHAS, 0.6)
     validation = np.full((SEEDS, 2, len(ALPHAS)), 50)
     validation[:, 1, at] = 40  # of test it is 0.9
     summary.cells[key] = dataclasses.replace(summary.cells[key], validation=validation)
@@ -241,33 +252,33 @@ def test_the_best_alpha_is_chosen_on_validation():
 
 def judged(expects, mean, half, p, holm, margin=0.5):
     """The verdict on an interval of mean ± half, 90 % of it 0.8 as wide."""
-    test = claims.Test("", expects, None, (), margin=margin)
+    test = deciding.Test("", expects, None, (), margin=margin)
     ends = (mean - half, mean + half, mean - 0.8 * half, mean + 0.8 * half)
-    return claims._verdict(test, significance.Evidence(mean, *ends, p), holm)
+    return deciding._verdict(test, significance.Evidence(mean, *ends, p), holm)
 
 
 @pytest.mark.parametrize(
     ("expects", "evidence", "expected"),
     [
-        (claims.LESS, (-1, 0.3, 0.01, 0.04), HOLDS),
-        (claims.LESS, (1, 0.3, 0.01, 0.04), FAILS),
-        (claims.LESS, (-1, 0.9, 0.04, 0.2), UNDECIDED),
-        (claims.LESS, (-0.1, 0.2, 0.3, 0.3), FAILS),  # none worth the name
-        (claims.LESS, (-0.3, 0.2, 0.02, 0.1), UNDECIDED),  # small, and there but for Holm
-        (claims.LESS, (0.3, 0.2, 0.02, 0.1), FAILS),
-        (claims.DIFFERENT, (1, 0.3, 0.01, 0.04), HOLDS),
-        (claims.DIFFERENT, (0.1, 0.2, 0.3, 0.3), FAILS),
-        (claims.DIFFERENT, (0.3, 0.2, 0.02, 0.1), UNDECIDED),
-        (claims.EQUAL, (0.3, 0.2, 0.02, 0.02), HOLDS),
-        (claims.EQUAL, (0.6, 0.3, 0.02, 0.02), FAILS),
-        (claims.EQUAL, (0.6, 0.3, 0.02, 0.08), UNDECIDED),  # one of several, and Holm says no
-        (claims.EQUAL, (0.3, 0.5, 0.2, 0.2), UNDECIDED),
-        (claims.NEAR, (0.3, 0.2, 0.001, 0.001), HOLDS),
-        (claims.NEAR, (0.6, 0.3, 0.001, 0.001), UNDECIDED),  # not 0, but perhaps near it
-        (claims.NEAR, (0.9, 0.3, 0.001, 0.001), FAILS),
-        (claims.NEAR, (-0.9, 0.3, 0.001, 0.001), FAILS),
-        (claims.LESS, (np.nan, np.inf, np.nan, np.nan), UNDECIDED),
-        (claims.EQUAL, (np.nan, np.inf, np.nan, np.nan), UNDECIDED),
+        (deciding.LESS, (-1, 0.3, 0.01, 0.04), HOLDS),
+        (deciding.LESS, (1, 0.3, 0.01, 0.04), FAILS),
+        (deciding.LESS, (-1, 0.9, 0.04, 0.2), UNDECIDED),
+        (deciding.LESS, (-0.1, 0.2, 0.3, 0.3), FAILS),  # none worth the name
+        (deciding.LESS, (-0.3, 0.2, 0.02, 0.1), UNDECIDED),  # small, and there but for Holm
+        (deciding.LESS, (0.3, 0.2, 0.02, 0.1), FAILS),
+        (deciding.DIFFERENT, (1, 0.3, 0.01, 0.04), HOLDS),
+        (deciding.DIFFERENT, (0.1, 0.2, 0.3, 0.3), FAILS),
+        (deciding.DIFFERENT, (0.3, 0.2, 0.02, 0.1), UNDECIDED),
+        (deciding.EQUAL, (0.3, 0.2, 0.02, 0.02), HOLDS),
+        (deciding.EQUAL, (0.6, 0.3, 0.02, 0.02), FAILS),
+        (deciding.EQUAL, (0.6, 0.3, 0.02, 0.08), UNDECIDED),  # one of several, and Holm says no
+        (deciding.EQUAL, (0.3, 0.5, 0.2, 0.2), UNDECIDED),
+        (deciding.NEAR, (0.3, 0.2, 0.001, 0.001), HOLDS),
+        (deciding.NEAR, (0.6, 0.3, 0.001, 0.001), UNDECIDED),  # not 0, but perhaps near it
+        (deciding.NEAR, (0.9, 0.3, 0.001, 0.001), FAILS),
+        (deciding.NEAR, (-0.9, 0.3, 0.001, 0.001), FAILS),
+        (deciding.LESS, (np.nan, np.inf, np.nan, np.nan), UNDECIDED),
+        (deciding.EQUAL, (np.nan, np.inf, np.nan, np.nan), UNDECIDED),
     ],
 )
 def test_the_verdict_on_an_interval(expects, evidence, expected):
@@ -295,7 +306,7 @@ def test_pairs_are_the_seeds_that_both_have():
     network = Network(summary, "resnet20")
     assert network.common_seeds(("merge1", "merge2")) == [2, 3, 4]
     curves = network.of_seeds(("merge1", "merge2"))
-    at = claims.index(ALPHAS, 0.9)
+    at = deciding.index(ALPHAS, 0.9)
     difference = curves("merge1", 1, 1)[:, at] - curves("merge2", 1, 1)[:, at]
     np.testing.assert_allclose(difference, [0, 0, -3], atol=0.1)  # merge-2's third is seed 4
 
@@ -323,7 +334,7 @@ def test_mcnemar_counts_seeds_in_which_images_differ():
 def test_the_optimum_of_a_flat_bottom_is_its_middle():
     """Ties count alike, on any leading axes."""
     curves = np.array([[3, 1, 1, 1, 2], [1, 2, 3, 4, 1]])
-    assert claims.optimum(curves, np.arange(5.0)).tolist() == [2, 2]
+    assert deciding.optimum(curves, np.arange(5.0)).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -335,7 +346,7 @@ def test_two_networks_beside_each_other(shift, expected):
     if shift is not None:
         summary.cells.update(build(arch="densenet40", shift=shift).cells)
     networks = [Network(summary, arch) for arch in dict.fromkeys(a for a, _ in summary.cells)]
-    agree, better = claims.judge_both(summary, networks)
+    agree, better = judge_both(summary, networks)
     assert better.verdict == expected
     assert agree.verdict == (NOT_RUN if shift is None else HOLDS)
 
@@ -345,7 +356,7 @@ def test_contradicting_networks_are_not_consistent():
     summary = build()
     summary.cells.update(build(FALSE["The best α is near 1"], arch="densenet40").cells)
     networks = [Network(summary, arch) for arch in ("resnet20", "densenet40")]
-    assert claims.judge_both(summary, networks)[0].verdict == FAILS
+    assert judge_both(summary, networks)[0].verdict == FAILS
 
 
 def test_what_neither_network_decides_is_no_agreement():
@@ -353,11 +364,11 @@ def test_what_neither_network_decides_is_no_agreement():
     one = build()
     one.cells.update(build(FALSE["±0.1 from the best α"], (1, 3), arch="densenet40").cells)
     networks = [Network(one, arch) for arch in ("resnet20", "densenet40")]
-    assert claims.judge_both(one, networks)[0].verdict == UNDECIDED
+    assert judge_both(one, networks)[0].verdict == UNDECIDED
     both = build()
     both.cells.update(build(arch="densenet40").cells)
     for cell in both.cells.values():
         for size in (2, 4):
             del cell.right[size], cell.wrong["averaged"][size]
     networks = [Network(both, arch) for arch in ("resnet20", "densenet40")]
-    assert claims.judge_both(both, networks)[0].verdict == HOLDS
+    assert judge_both(both, networks)[0].verdict == HOLDS

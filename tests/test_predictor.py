@@ -19,7 +19,7 @@ import small
 from PIL import Image
 
 import hiercls_jax
-from hiercls_jax import __main__, experiment, predict, predictor, run
+from hiercls_jax import __main__, experiment, predict, run
 from hiercls_jax.adaptation.tree import adjust_tree
 from hiercls_jax.data import folder
 from hiercls_jax.errors import UserError
@@ -420,7 +420,7 @@ def test_a_failed_export_leaves_what_was_there(trained, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     (tmp_path / "model").write_text("of before")
-    monkeypatch.setattr(predictor.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(UserError, match="model cannot be written: No space left on device"):
         trained.export(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

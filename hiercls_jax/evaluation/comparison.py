@@ -1,20 +1,27 @@
 """The comparison of many runs: the paper's figures and tables, from a summary alone."""
 
-import contextlib
 import csv
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from tabulate import tabulate
 
 from hiercls_jax.evaluation import claims, figures
-from hiercls_jax.evaluation.claims import NAMES, Network, Verdict
+from hiercls_jax.evaluation.claims import NAMES
+from hiercls_jax.evaluation.files import whole
 from hiercls_jax.evaluation.significance import Evidence
 from hiercls_jax.evaluation.summary import VARIANTS, Cell, Summary
+from hiercls_jax.evaluation.verdict import (
+    HOLDS,
+    MARGIN,
+    MARGIN_ALPHA,
+    MARGIN_STEP,
+    Network,
+    Verdict,
+    index,
+)
 
 # What LaTeX does not know by itself.
 LATEX = {"α": r"$\alpha$", "±": r"$\pm$", "−": r"$-$"}
@@ -57,13 +64,16 @@ class Table:
             for row, out in zip(self.rows, body, strict=True):
                 values = row[i] if isinstance(row[i], tuple) else (row[i], None)
                 out += [_show(v, self.decimals[i]) for v in values[: 1 + spread[i]]]
-        with _whole(folder / f"{self.name}.csv") as file:
+        with (
+            whole(folder / f"{self.name}.csv") as temporary,
+            open(temporary, "w", encoding="utf-8", newline="") as file,
+        ):
             csv.writer(file, lineterminator="\n").writerows([head, *body])
-        with _whole(folder / f"{self.name}.tex") as file:
-            latex = self._tabulate("latex_booktabs")
-            for sign, command in LATEX.items():
-                latex = latex.replace(sign, command)
-            file.write(f"{latex}\n")
+        latex = self._tabulate("latex_booktabs")
+        for sign, command in LATEX.items():
+            latex = latex.replace(sign, command)
+        with whole(folder / f"{self.name}.tex") as temporary:
+            temporary.write_text(f"{latex}\n", encoding="utf-8")
         return [f"{self.name}.csv", f"{self.name}.tex"]
 
     def markdown(self) -> str:
@@ -91,7 +101,7 @@ def write(folder: Path, summary: Summary) -> list[str]:
     under the same versions of the packages.
     """
     networks = [Network(summary, arch) for arch in dict.fromkeys(a for a, _ in summary.cells)]
-    judged = judge(summary)
+    judged = claims.judge(summary)
     tables = [
         ledger(judged), errors(summary), control(summary), costs(summary), tests(judged),
     ]  # fmt: skip
@@ -110,8 +120,8 @@ def write(folder: Path, summary: Summary) -> list[str]:
     for table in tables:
         written += table.write(folder)
         parts.append(table.markdown())
-    with _whole(folder / "comparison.md") as file:
-        file.write("\n".join(parts))
+    with whole(folder / "comparison.md") as temporary:
+        temporary.write_text("\n".join(parts), encoding="utf-8")
     return [*written, "comparison.md"]
 
 
@@ -123,13 +133,6 @@ Top-1 errors on test images, in percent: mean ± standard deviation over all ens
 Curves over α are curves of test errors, to look at; every number that is quoted as tuned has its α
 from validation images, to two decimals.
 """
-
-
-def judge(summary: Summary) -> list[tuple[str, Verdict]]:
-    """Return the verdict on each claim about each network, by its name, and on both together."""
-    networks = [Network(summary, arch) for arch in dict.fromkeys(a for a, _ in summary.cells)]
-    judged = [(n.arch, verdict) for n in networks for verdict in claims.judge(n)]
-    return judged + [("both", verdict) for verdict in claims.judge_both(summary, networks)]
 
 
 def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
@@ -144,7 +147,7 @@ def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
             unit = verdict.results[0].test.unit
             ends = _signed(low) if low == high else f"{_signed(low)} to {_signed(high)}"
             spread = f"{ends} {unit}"
-        held = sum(r.verdict == claims.HOLDS for r in verdict.results)
+        held = sum(r.verdict == HOLDS for r in verdict.results)
         share = f"{held} of {len(verdict.claim.tests)}" if verdict.results else ""
         rows.append(
             (number, arch, verdict.claim.text, spread, share,
@@ -157,8 +160,8 @@ def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
         "some of them it cannot hold. Single networks: Student's paired t-test over seeds, pairs "
         "of the same seed, two-sided, p < 0.05 after Holm's correction over the tests of the "
         "claim. Ensembles share their members: bootstrap over test images. No difference: the "
-        f"90 % interval lies within ±{claims.MARGIN:g} points (±{claims.MARGIN_STEP:g} for steps "
-        f"of α, ±{claims.MARGIN_ALPHA:g} for α itself, ±1 % for costs); a test that expects one "
+        f"90 % interval lies within ±{MARGIN:g} points (±{MARGIN_STEP:g} for steps "
+        f"of α, ±{MARGIN_ALPHA:g} for α itself, ±1 % for costs); a test that expects one "
         "fails there, as it does where the difference is significant the other way; one that "
         "expects none fails where it is significant, or for α beyond the margin. All tests are "
         "listed below.",
@@ -184,7 +187,7 @@ def errors(summary: Summary) -> Table:
                     chosen = (
                         cell.tuned[flavour][size].astype(int)
                         if alpha is None
-                        else np.full(len(wrong), claims.index(alphas, alpha))
+                        else np.full(len(wrong), index(alphas, alpha))
                     )
                     return _spread(100 / images * wrong[np.arange(len(wrong)), level, chosen])
 
@@ -215,7 +218,7 @@ def errors(summary: Summary) -> Table:
 def control(summary: Summary) -> Table:
     """Return what adaptation gains where the groups of classes mean nothing."""
     alphas, images = summary.alphas, len(summary.labels)
-    at = claims.index(alphas, 1.0)
+    at = index(alphas, 1.0)
     rows = []
     for cell in _in_order(summary):
         if not len(cell.control):
@@ -390,15 +393,3 @@ def _draw_points(path: Path, summary: Summary, network: Network) -> None:
     figures.scatters(
         path, panels, member, summary.hierarchy.names[-2][shown], summary.hierarchy.levels[-2]
     )
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[TextIO]:
-    """Open a text file under a temporary name, which gets its own once all is written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

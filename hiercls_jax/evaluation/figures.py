@@ -1,11 +1,12 @@
 """The paper's figures from a run's own predictions: Figure 3 (curve) and Figure 1 (scatter)."""
 
-import os
 from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+
+from hiercls_jax.evaluation.files import whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the choice of backend
@@ -145,14 +146,10 @@ def scatters(path: Path, panels: dict, member, name: str, level: str) -> None:
 
 
 def _save(figure, path: Path) -> None:
-    """Write both files, each under a temporary name first, so that it is whole or not there."""
+    """Write both files."""
     try:
         for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
-            try:
+            with whole(path.with_suffix(suffix)) as temporary:
                 figure.savefig(temporary, **options)
-                os.replace(temporary, path.with_suffix(suffix))
-            finally:
-                temporary.unlink(missing_ok=True)
     finally:
         plt.close(figure)

@@ -11,7 +11,6 @@ import hashlib
 import html
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 from hiercls_jax.adaptation.error_curve import StepFunction, winning_intervals
 from hiercls_jax.adaptation.tree import interpolate, largest_alpha
 from hiercls_jax.evaluation import metrics, report
+from hiercls_jax.evaluation.files import whole
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.evaluation.streaming import cut_names, error_curve
 from hiercls_jax.hierarchy import Hierarchy
@@ -175,12 +175,8 @@ def write(
         "measures": measures,
         "record": record,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole(path) as temporary:
         temporary.write_text(_render(title, data), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _render(title: str, data: dict) -> str:

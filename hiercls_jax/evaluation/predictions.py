@@ -1,13 +1,13 @@
 """`predictions.npz`: probabilities and labels of each split and level, as arrays alone."""
 
 import dataclasses
-import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from hiercls_jax.errors import UserError
+from hiercls_jax.evaluation.files import whole
 from hiercls_jax.evaluation.tables.numpy_files import open_array
 from hiercls_jax.evaluation.tables.table import read_exactly
 from hiercls_jax.hierarchy import Hierarchy
@@ -36,12 +36,8 @@ def save(path: Path, splits: dict[str, Predictions]) -> None:
         for level, p in predictions.probs.items():
             arrays[f"{split}/p_{level}"] = p.astype(np.float32, order="C")
             arrays[f"{split}/labels_{level}"] = predictions.labels[level].astype(np.int32)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
-    try:
+    with whole(path) as temporary:
         np.savez(temporary, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path, hierarchy: Hierarchy) -> dict[str, Predictions]:

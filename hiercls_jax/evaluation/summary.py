@@ -11,7 +11,6 @@ Summaries of different cells can be merged, so that a grid may be trained in par
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from hiercls_jax.adaptation.tree import largest_alpha
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import ensemble
 from hiercls_jax.evaluation.ensemble import Scores
+from hiercls_jax.evaluation.files import whole
 from hiercls_jax.evaluation.metrics import child_sums
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
@@ -241,12 +241,8 @@ def save(path: Path, summary: Summary) -> None:
         )
     meta = {"format": FORMAT, "hierarchy": summary.hierarchy.to_dict(), "cells": about}
     arrays["meta"] = np.array(json.dumps(meta))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
-    try:
+    with whole(path) as temporary:
         np.savez_compressed(temporary, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Summary:
