@@ -23,8 +23,13 @@ def test_what_fails_leaves_what_was_there(tmp_path, error):
     """Whatever ends it: the old file stays, and no half of the new one."""
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(error), whole(path) as temporary:
-        temporary.write_text("ne")
-        raise error
+
+    def write():
+        with whole(path) as temporary:
+            temporary.write_text("ne")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
