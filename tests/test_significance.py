@@ -19,10 +19,16 @@ def test_the_paired_t_test_is_scipys():
     assert (found.low, found.high) == pytest.approx(expected.confidence_interval(0.95), rel=1e-12)
 
 
-@pytest.mark.parametrize("margin", [0.2, 0.35, 0.5, 0.8])
+@pytest.mark.parametrize("margin", [0.2, 0.35, 0.5, 0.8, None])
 def test_equivalence_is_two_one_sided_tests(margin):
     """Within the margin means: both one-sided t-tests against its ends have p < 0.05."""
     differences = np.random.default_rng(1).normal(0.1, 0.3, size=6)
+    if margin is None:  # between the ends of the 95 % interval and those of the 90 % one
+        wide, narrow = (
+            max(map(abs, stats.ttest_1samp(differences, 0).confidence_interval(c)))
+            for c in (0.95, 0.9)
+        )
+        margin = (wide + narrow) / 2
     above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
     assert significance.paired_t(differences).within(margin) == (max(above, below) < 0.05)
@@ -50,9 +56,11 @@ def test_mcnemar_is_the_binomial_of_the_images_that_differ():
     assert significance.mcnemar(first, first) == 1
 
 
-def test_holm_rejects_step_by_step():
+@pytest.mark.parametrize(
+    "p", [np.random.default_rng(2).uniform(0, 0.1, size=8), [0.01, 0.04, 0.03]]
+)
+def test_holm_rejects_step_by_step(p):
     """Corrected p < level exactly for what Holm's procedure rejects at it, at every level."""
-    p = np.random.default_rng(2).uniform(0, 0.1, size=8)
     corrected = significance.holm(p)
     for level in (0.01, 0.03, 0.05, 0.2):
         rejected = set()

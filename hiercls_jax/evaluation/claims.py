@@ -58,12 +58,10 @@ def judge_both(summary: Summary, judged: Mapping[Network, Sequence[Verdict]]) ->
     if resnet is None or densenet is None:
         return [Verdict(claim, (), NOT_RUN) for claim in (agree, better)]
     pairs = {(a.verdict, b.verdict) for a, b in zip(judged[resnet], judged[densenet], strict=True)}
-    pairs.discard((NOT_RUN, NOT_RUN))
     if {(HOLDS, FAILS), (FAILS, HOLDS)} & pairs:
         agreement = FAILS
     else:
-        agreed = bool(pairs) and all(a == b != UNDECIDED for a, b in pairs)
-        agreement = HOLDS if agreed else UNDECIDED
+        agreement = HOLDS if all(a == b != UNDECIDED for a, b in pairs) else UNDECIDED
     cells = {f"{n.arch} {v}": c for n in (resnet, densenet) for v, c in n.cells.items()}
     both = Network(summary, "", cells)
     at = index(resnet.alphas, 1.0)
