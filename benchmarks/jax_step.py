@@ -20,8 +20,8 @@ from hiercls_jax.training.step import make_train_step
 
 def main(argument: dict) -> None:
     """Answer `turn` (so many steps of every network), `fed`, `read`, `loss`, `compile`, …."""
-    if "core" in argument:
-        os.sched_setaffinity(0, {argument["core"]})
+    if "cores" in argument:
+        os.sched_setaffinity(0, argument["cores"])
     problem = Problem(**argument["problem"])
     config, data = problem.config(), problem.data()
     cluster = argument.get("cluster")

@@ -68,7 +68,7 @@ def _counted(name: str, arguments: str) -> Row:
 
 
 class Group:
-    """Processes that train together, each on a core of its own; they take a turn as one.
+    """Processes that train together on as many cores; they take a turn as one.
 
     Args:
       arguments: those of a config file.
@@ -85,7 +85,7 @@ class Group:
                 JAX,
                 {
                     **argument,
-                    "core": cores()[i],
+                    "cores": cores()[:processes],
                     "cluster": [coordinator, processes, i] if processes > 1 else None,
                 },
                 HUGE_PAGES,
