@@ -1,10 +1,16 @@
 """What a run says: `metrics.jsonl` without a line cut, twice or missing; a bar or plain lines."""
 
+import errno
 import io
 import json
+import os
+import struct
+import subprocess
 import sys
 
+import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from hiercls_jax.training import tracking
 from hiercls_jax.training.tracking import Tracker, describe
@@ -13,6 +19,11 @@ from hiercls_jax.training.tracking import Tracker, describe
 def record(step: int, split: str = "train") -> dict:
     """A record as the loop writes them."""
     return {"step": step, "epoch": step / 10, "split": split, "loss": 1 / 3 + step}
+
+
+def f32(step: int) -> float:
+    """The loss of a record, as TensorBoard keeps it."""
+    return float(np.float32(1 / 3 + step))
 
 
 def lines(folder) -> list[dict]:
@@ -153,9 +164,67 @@ def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
     assert lines(tmp_path) == [record(50), record(50, "validation")]
 
 
-def test_tensorboard_files_are_written(folder):
-    """TensorBoard has its event files beside the record."""
-    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+def events(path) -> list[Event]:
+    """The events in a TensorBoard file: length, its sum, as many bytes, their sum."""
+    content, found = path.read_bytes(), []
+    while content:
+        (size,) = struct.unpack("<Q", content[:8])
+        found.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    return found
+
+
+def numbers(found: list[Event]) -> list[tuple]:
+    """(step, tag, value) of each number in events."""
+    return [(e.step, v.tag, v.simple_value) for e in found for v in e.summary.value]
+
+
+def test_tensorboard_shows_what_the_record_has(folder):
+    """Each start has a file of its own, which begins with what is no longer true of older ones."""
+    write(folder, 20, record(30))
+    old, new = (events(p) for p in sorted((folder / "tensorboard").glob("events.out.tfevents.*")))
+    assert numbers(old) == [(10, "train/loss", f32(10)), (10, "validation/loss", f32(10)),
+                            (20, "train/loss", f32(20)), (20, "validation/loss", f32(20)),
+                            (30, "train/loss", f32(30))]  # fmt: skip
+    assert numbers(new) == [(30, "train/loss", f32(30))]
+    for found, first in ((old, 1), (new, 21)):
+        assert found[0].file_version == "brain.Event:2"
+        assert (found[1].step, found[1].session_log.status) == (first, SessionLog.START)
+
+
+def test_tensorboard_is_told_at_once(tmp_path):
+    """Who watches sees a record when it is written, not when the run ends."""
+    tracker = Tracker(tmp_path, "toy", 0, 100)
+    tracker.write(record(10))
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    assert numbers(events(path)) == [(10, "train/loss", f32(10))]
+    tracker.close()
+
+
+@pytest.mark.parametrize("limit", [0, 100, 1000])
+def test_no_space_is_one_error(tmp_path, limit):
+    """Where files may not grow, writing or closing raises it, and no thread or exit hook prints."""
+    program = f"""
+import resource, signal
+from pathlib import Path
+from hiercls_jax.training.tracking import Tracker
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+tracker = Tracker(Path({str(tmp_path)!r}), "toy", 0, 100)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    try:
+        for step in range(100):
+            tracker.write({{"step": step, "split": "train", "loss": 0.5}})
+    finally:
+        tracker.close()
+except OSError as error:
+    print(error.strerror)
+"""
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines()[-1] == os.strerror(errno.EFBIG)
+    assert ended.stderr == ""
 
 
 def test_a_record_in_words():

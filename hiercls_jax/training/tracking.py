@@ -2,11 +2,14 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX import RecordWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 
@@ -22,7 +25,7 @@ class Tracker:
         self._path = folder / "metrics.jsonl"
         _keep_until(self._path, step)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._board = _Board(folder / "tensorboard", step)
         self._name, self._total, self._started = name, total, time.monotonic()
         # A bar where someone watches; plain lines in a pipe.
         self._bar = None
@@ -39,9 +42,7 @@ class Tracker:
     def write(self, record: dict) -> None:
         """Add a record: `step`, `split` and numbers."""
         self._file.write(json.dumps(record) + "\n")
-        for key, value in record.items():
-            if key not in ("step", "epoch", "split"):
-                self._board.add_scalar(f"{record['split']}/{key}", value, record["step"])
+        self._board.write(record)
         if self._bar is None or record["split"] != "train":
             self.say(f"{self._name} {record['step']}/{self._total} {describe(record)}")
         else:
@@ -64,6 +65,43 @@ class Tracker:
         self._board.close()
         if self._bar is not None:
             self._bar.close()
+
+
+class _Board:
+    """A TensorBoard event file, written at once and by the thread that asks for it.
+
+    The package's own writer has a thread and a hook at exit, where a full disk becomes tracebacks
+    that nothing can catch.
+
+    Args:
+      folder: gets one more event file.
+      step: TensorBoard forgets what older files of the folder say of later steps.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{step}"
+        self._file = RecordWriter(str(folder / name))
+        self._add(Event(file_version="brain.Event:2"))
+        self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._file.flush()
+
+    def write(self, record: dict) -> None:
+        """Add a record's numbers, for whoever watches."""
+        values = [
+            Summary.Value(tag=f"{record['split']}/{key}", simple_value=value)
+            for key, value in record.items()
+            if key not in ("step", "epoch", "split")
+        ]
+        self._add(Event(step=record["step"], summary=Summary(value=values)))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._file.write(event.SerializeToString())
 
 
 class Silent:
