@@ -43,3 +43,9 @@ def page_data(text: str) -> dict:
 def unpacked(packed: dict, *shape: int) -> np.ndarray:
     """An embedded array."""
     return np.frombuffer(base64.b64decode(packed["bytes"]), f"<{packed['type']}").reshape(shape)
+
+
+def rates(data) -> np.ndarray:
+    """Errors `[levels, positions]`, as the browser adds them up."""
+    shape = len(data["levels"]), len(data["totals"]), len(data["alphas"])
+    return unpacked(data["wrong"], *shape).sum(axis=1) / sum(data["totals"])

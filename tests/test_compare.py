@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from made_up import page_data, rates
 from made_up_runs import write_run
 
 from hiercls_jax import compare
@@ -47,11 +48,17 @@ def test_the_summary_alone_gives_every_file_again_byte_for_byte(compared, tmp_pa
 
 
 def test_each_variant_whose_runs_are_there_has_the_page_of_its_ensemble(compared):
-    """Of the mean of both seeds' probabilities, with its own tuned alpha."""
+    """Of the mean of both seeds' probabilities: its errors are those of the pair in the summary."""
+    cells = summary.load(compared / "summary.npz").cells
     for variant in VARIANTS:
         text = (compared / f"report-resnet20-{variant}.html").read_text(encoding="utf-8")
         assert f"{variant}, resnet20, ensemble of seeds 0, 1" in text
         assert '"train.epochs"' in text
+        data = page_data(text)
+        wrong = cells["resnet20", variant].wrong["averaged"][2][0]
+        for alpha in (0.0, 1.0, 2.0):
+            errors = rates(data)[:, data["alphas"].index(alpha)]
+            np.testing.assert_allclose(errors, wrong[:, round(100 * alpha)] / 300, rtol=1e-6)
 
 
 def table(folder, name) -> list[dict]:

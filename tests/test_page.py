@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import THREE, page_data, predictions, unpacked
+from made_up import THREE, page_data, predictions, rates, unpacked
 from PIL import Image
 
 from hiercls_jax import Hierarchy
@@ -41,12 +41,6 @@ def written(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     splits, results, text = write(path, request.param)
     return request.param, splits, results, page_data(text)
-
-
-def rates(data) -> np.ndarray:
-    """Errors `[levels, positions]`, as the browser adds them up."""
-    shape = len(data["levels"]), len(data["totals"]), len(data["alphas"])
-    return unpacked(data["wrong"], *shape).sum(axis=1) / sum(data["totals"])
 
 
 def test_errors_are_those_of_the_report(written):
