@@ -143,10 +143,8 @@ def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
         means = [e.mean for e in found if np.isfinite(e.mean)]
         spread = ""
         if means:
-            low, high = min(means), max(means)
-            unit = verdict.results[0].test.unit
-            ends = _signed(low) if low == high else f"{_signed(low)} to {_signed(high)}"
-            spread = f"{ends} {unit}"
+            ends = dict.fromkeys((_signed(min(means)), _signed(max(means))))  # once, if the same
+            spread = f"{' to '.join(ends)} {verdict.results[0].test.unit}"
         held = sum(r.verdict == HOLDS for r in verdict.results)
         share = f"{held} of {len(verdict.claim.tests)}" if verdict.results else ""
         rows.append(
