@@ -4,6 +4,8 @@ Tolerances: float32 results are sums over the 3 * 4 * 6 values of a channel; flo
 that the rest is rounding.
 """
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -190,7 +192,7 @@ def test_statistics_carry_no_gradient():
 # Convolution, pooling, classifier.
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize(("stride", "size"), [(1, 8), (2, 8), (2, 7)])
 def test_conv_equals_flax(kernel, stride, size, dtype):
     """Values and both gradients are those of flax's Conv, padded by half a kernel on each side."""
@@ -212,6 +214,25 @@ def test_conv_equals_flax(kernel, stride, size, dtype):
     gradients, got = with_gradients(lambda x, weights: conv(x, weights, stride))
     assert got.shape == (2, -(-size // stride), -(-size // stride), 5)
     assert_close((gradients, got), with_gradients(flax_conv), dtype)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_loop_has_only_convolutions_that_are_fast_on_a_cpu(stride):
+    """Also backwards, all have the axes that XLA has fast code for; it does not turn them there."""
+    kernels = jnp.zeros((3, 3, 3, 4, 4))
+
+    def loss(x, kernels):
+        def pad_back(y):
+            return jnp.pad(y, [(0, 0), (0, 8 - y.shape[1]), (0, 8 - y.shape[2]), (0, 0)])
+
+        last, _ = jax.lax.scan(lambda x, w: (pad_back(conv(x, w, stride)), None), x, kernels)
+        return jnp.sum(last**2)
+
+    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    program = gradient.lower(jnp.ones((2, 8, 8, 4)), kernels).compile().as_text()
+    numbers = re.findall(r" convolution\(.*dim_labels=(\S+?)[,\s]", program)
+    assert len(numbers) == 3
+    assert set(numbers) == {"b01f_01io->b01f"}
 
 
 def test_conv_is_initialised_as_he_et_al():
