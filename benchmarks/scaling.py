@@ -11,6 +11,7 @@ from dataclasses import asdict
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from benchmarks.problem import Problem
 from benchmarks.timing import Row, alternate
@@ -126,33 +127,48 @@ def reduced(network, image_shape: tuple[int, int, int]) -> dict[str, int]:
       network: a `Branched` network.
       image_shape: (H, W, 3).
     """
-    layers = []
+    inputs = {}  # by normalisation; that of a loop's body is one for all its passes
 
     def see(next_call, args, kwargs, context):
         if isinstance(context.module, NormRelu) and context.method_name == "__call__":
-            layers.append(args[0])
+            inputs[context.module.path] = args[0]
         return next_call(*args, **kwargs)
 
     def init():
         return network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
 
     with nn.intercept_methods(see):
-        parameters = jax.eval_shape(init)["params"]
-    inputs = {id(x): x for x in layers}.values()
+        variables = jax.eval_shape(init)
+    means = flatten_dict(variables["batch_stats"])
+    channels = {path: means[*path, "mean"].size for path in inputs}
+    once = {id(x): channels[path] for path, x in inputs.items()}
     return {
-        "gradients": 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters)),
-        "statistics, forward": 8 * sum(x.shape[-1] for x in inputs),
-        "statistics, backward": 8 * sum(x.shape[-1] for x in layers),
+        "gradients": 4 * sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "statistics, forward": 8 * sum(once.values()),
+        "statistics, backward": 8 * sum(channels.values()),
         "metrics": SCALARS,
     }
 
 
 def reduced_by(program: str) -> tuple[int, int]:
-    """Return (how many all-reduces, bytes of all their arrays) of a compiled program's text."""
-    found = re.findall(r"= (.+?) all-reduce(?:-start)?\(", program)
+    """Return (how many all-reduces, bytes of all their arrays) of a compiled program's text.
+
+    Those in the body of a loop count as often as it runs.
+    """
+    bodies = dict(re.findall(r"^(?:ENTRY )?(%\S+) .*?\{\n(.*?)^\}", program, re.M | re.S))
+    return _reduced_in(re.search(r"^ENTRY (%\S+)", program, re.M)[1], bodies)
+
+
+def _reduced_in(name: str, bodies: dict[str, str]) -> tuple[int, int]:
+    found = re.findall(r"= (.+?) all-reduce(?:-start)?\(", bodies[name])
     sizes = [
         BYTES[kind] * math.prod(map(int, filter(None, shape.split(","))))
         for result in found
         for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
     ]
-    return len(found), sum(sizes)
+    operations, size = len(found), sum(sizes)
+    for loop in re.findall(r" while\(.*", bodies[name]):
+        inner = _reduced_in(re.search(r"body=(%[^\s,]+)", loop)[1], bodies)
+        times = int(re.search(r'"known_trip_count":\{"n":"(\d+)"', loop)[1])
+        operations, size = operations + times * inner[0], size + times * inner[1]
+    return operations, size

@@ -148,7 +148,7 @@ class Merged(nn.Module):
 def load(module: Merged, weights: dict[str, np.ndarray]) -> None:
     """Copy parameters by their Flax paths, such as `shared/stage1/block0/conv1/kernel`."""
     own = dict(module.named_parameters())
-    for path, value in weights.items():
+    for path, value in _one_by_one(weights):
         name = path.replace("/", ".").replace(".classifier.", ".classifier.linear.")
         name = name.replace("transition_", "transition.transition_")
         if not name.startswith("shared."):
@@ -159,3 +159,13 @@ def load(module: Merged, weights: dict[str, np.ndarray]) -> None:
         with torch.no_grad():
             own.pop(name).copy_(torch.from_numpy(np.ascontiguousarray(value.transpose(axes))))
     assert not own, f"without a value: {', '.join(own)}"
+
+
+def _one_by_one(weights: dict[str, np.ndarray]):
+    """Yield paths and values with a module for each block, where Flax has one for all alike."""
+    for path, value in weights.items():
+        if "/blocks/" in path:
+            for i, of_block in enumerate(value, 1):
+                yield path.replace("/blocks/", f"/block{i}/"), of_block
+        else:
+            yield path, value

@@ -13,7 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hiercls_jax.errors import UserError
-from hiercls_jax.models import registry
+from hiercls_jax.models import registry, resnet
 from hiercls_jax.models.branched import Branched
 from hiercls_jax.models.layers import Conv, NormRelu
 from hiercls_jax.models.summary import format_table, summarise
@@ -223,6 +223,67 @@ def test_merge_3_is_one_network_below_two_classifiers(arch):
     }
 
 
+class OneByOne(nn.Module):
+    """A stage of a ResNet, written without a loop."""
+
+    stage: resnet.Stage
+
+    @nn.compact
+    def __call__(self, x, train):
+        of = self.stage
+        for i in range(of.blocks):
+            stride = of.stride if i == 0 else 1
+            x = resnet.Block(of.features, stride, None, name=f"block{i}")(x, train)
+        return x
+
+
+def test_a_loop_over_blocks_is_one_after_another():
+    """Values, gradients and running statistics of a stage, in training and not, in float64."""
+    with jax.enable_x64(True):
+        stage = resnet.Stage(4, 2, 2, None)
+        plain = OneByOne(stage)
+        rng = np.random.default_rng(0)
+        x, weights = rng.normal(size=(8, 4, 4, 4)), rng.normal(size=(8, 2, 2, 8))
+        looped = quick_jit(partial(stage.init, train=True))(jax.random.key(0), x)
+        looped = jax.tree.map(np.float64, looped)
+
+        def apart(tree):
+            """With an entry for each block."""
+            return {
+                kind: {"block0": of["block0"]}
+                | {
+                    f"block{i + 1}": jax.tree.map(lambda a, i=i: a[i], of["blocks"])
+                    for i in range(3)
+                }
+                for kind, of in tree.items()
+            }
+
+        def gradients(module, variables):
+            def loss(params, x):
+                own = {**variables, "params": params}
+                y, new = module.apply(own, x, True, mutable=["batch_stats"])
+                return jnp.sum(weights * y), (y, new)
+
+            gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
+            (_, (y, new)), (d_params, dx) = jax.jit(gradient)(variables["params"], x)
+            return y, dx, {"params": d_params, **new}
+
+        *values, trees = gradients(stage, looped)
+        *wanted, wanted_trees = gradients(plain, apart(looped))
+        check = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+        jax.tree.map(check, (*values, apart(trees)), (*wanted, wanted_trees))
+        check(stage.apply(looped, x, False), plain.apply(apart(looped), x, False))
+
+
+def test_blocks_of_a_loop_start_apart():
+    """Each block has random numbers of its own, as many deviate as He et al. say of one alone."""
+    init = quick_jit(partial(resnet.Stage(5, 16, 1, None).init, train=True))
+    variables = init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))
+    kernels = variables["params"]["blocks"]["conv2"]["kernel"].reshape(4, -1)
+    np.testing.assert_allclose(np.corrcoef(kernels) - np.eye(4), 0, atol=0.1)
+    np.testing.assert_allclose(kernels.std(axis=1), np.sqrt(2 / (9 * 16)), rtol=0.05)
+
+
 def test_parameter_paths():
     """Paths are API: checkpoints and users name parameters by them."""
     paths = {path for path in shapes(small("resnet11", 1)) if path.startswith("params/fine")}
@@ -232,6 +293,8 @@ def test_parameter_paths():
     wanted |= {f"params/fine/{name}" for name in ("norm/scale", "norm/bias")}
     wanted |= {f"params/fine/{name}" for name in ("classifier/kernel", "classifier/bias")}
     assert paths == wanted
+    loop = shapes(Branched(registry.build("resnet29", width=0.5), HEADS, 1))
+    assert loop["params/shared/stage1/blocks/conv2/kernel"] == (2, 3, 3, 8, 8)
     dense = shapes(small("densenet10", 2))
     assert "params/shared/stage1/layer0/conv2/kernel" in dense
     assert "params/shared/stage2/transition_conv/kernel" in dense

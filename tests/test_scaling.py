@@ -23,12 +23,29 @@ def test_a_step_reduces_the_bytes_that_are_counted():
 
 
 def test_all_reduces_are_found():
-    """Of one array, of several, and begun without waiting; other operations are not counted."""
-    program = """
-      %a = f32[3,4]{1,0} all-reduce(%x), replica_groups={{0,1}}
-      %b = (f32[5]{0}, s32[]) all-reduce(%y, %z), channel_id=2
-      %c = bf16[7]{0} all-reduce-start(%w)
-      %d = bf16[7]{0} all-reduce-done(%c)
-      %e = f32[100]{0} add(%x, %all-reduce.1)
-    """
-    assert reduced_by(program) == (3, 48 + 24 + 14)
+    """Of one array, of several, begun without waiting, in a loop; other operations do not count."""
+    program = """HloModule jit_step, entry_computation_layout={(f32[3,4]{1,0})->f32[100]{0}}
+
+%sum (x: f32[], y: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%x, %y)
+}
+
+%inner.1 (state: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %g = f32[2]{0} all-reduce(%v), replica_groups={{0,1}}, to_apply=%sum
+}
+
+%body.1 (state: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %f = (f32[2]{0}, f32[2]{0}) all-reduce(%u, %v), replica_groups={{0,1}}, to_apply=%sum
+  %h = (s32[], f32[2]{0}) while(%t), condition=%c, body=%inner.1, backend_config={"known_trip_count":{"n":"3"}}
+}
+
+ENTRY %main.2 (x: f32[3,4]) -> f32[100] {
+  %a = f32[3,4]{1,0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%sum
+  %b = (f32[5]{0}, s32[]) all-reduce(%y, %z), channel_id=2
+  %c = bf16[7]{0} all-reduce-start(%w)
+  %d = bf16[7]{0} all-reduce-done(%c)
+  %i = (s32[], f32[2]{0}) while(%t), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"10"}}
+  ROOT %e = f32[100]{0} add(%x, %all-reduce.1)
+}
+"""  # noqa: E501
+    assert reduced_by(program) == (3 + 10 * (1 + 3), 48 + 24 + 14 + 10 * (16 + 3 * 8))

@@ -42,7 +42,11 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """`blocks` blocks at one resolution; the first one reaches it by its stride."""
+    """`blocks` blocks at one resolution; the first one reaches it by its stride.
+
+    The others are alike, so that they are one loop and compiled once; their parameters are one
+    module's, `blocks`, with an axis over blocks in front.
+    """
 
     blocks: int
     features: int
@@ -51,10 +55,17 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        for i in range(self.blocks):
-            stride = self.stride if i == 0 else 1
-            x = Block(self.features, stride, self.axis_name, name=f"block{i}")(x, train)
-        return x
+        x = Block(self.features, self.stride, self.axis_name, name="block0")(x, train)
+        if self.blocks == 1:
+            return x
+        others = Block(self.features, 1, self.axis_name, name="blocks")
+        loop = nn.scan(
+            lambda block, x: (block(x, train), None),
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            length=self.blocks - 1,
+        )
+        return loop(others, x)[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,16 +20,17 @@ def summarise(network: nn.Module, image_shape: tuple[int, int, int]) -> dict:
       `{"parameters": total, "multiply_adds": total, "stages": {"shared/stem": {"parameters": …,
       "multiply_adds": …}, …}}`; multiply-adds are those of convolutions and linear layers.
     """
-    multiply_adds = defaultdict(int)
+    # By module, in the network's order: how often a parameter is used. The body of a loop is traced
+    # more than once, each time in another scope.
+    uses = defaultdict(lambda: defaultdict(int))
 
     def count(next_call, args, kwargs, context):
         out = next_call(*args, **kwargs)
         module = context.module
         if context.method_name == "__call__" and len(module.path) > 1:
-            multiply_adds[_stage(module.path)] += 0  # keeps the network's order
+            of_module = uses[module.path]
             if module.has_variable("params", "kernel"):
-                kernel = module.get_variable("params", "kernel")
-                multiply_adds[_stage(module.path)] += kernel.size * math.prod(out.shape[:-1])
+                of_module[module.scope] += math.prod(out.shape[:-1])
         return out
 
     def init():
@@ -37,9 +38,13 @@ def summarise(network: nn.Module, image_shape: tuple[int, int, int]) -> dict:
 
     with nn.intercept_methods(count):
         variables = jax.eval_shape(init)
-    parameters = dict.fromkeys(multiply_adds, 0)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
-        parameters[_stage([key.key for key in path])] += leaf.size
+    parameters = {_stage(path): 0 for path in uses}
+    multiply_adds = dict(parameters)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        *path, name = (key.key for key in keys)
+        parameters[_stage(path)] += leaf.size
+        if name == "kernel":
+            multiply_adds[_stage(path)] += leaf.size * max(uses[tuple(path)].values(), default=0)
     return merge_summaries(
         {"stages": {stage: {"parameters": size, "multiply_adds": multiply_adds[stage]}}}
         for stage, size in parameters.items()
