@@ -336,10 +336,16 @@ def test_local_says_which_process_failed_and_prints_what_it_would_run(tmp_path):
 @pytest.fixture
 def slurm(tmp_path):
     """Run slurm.sbatch as a job would be, against stubs that record what they are called with."""
+    fails = (  # $1 times in all
+        f"count=$(wc -l < '{tmp_path}/fails.%s' 2> /dev/null || echo 0)\n"
+        f"if ((count < %s)); then echo >> '{tmp_path}/fails.%s'; echo '%s' >&2; exit 1; fi\n"
+    )
+    unknown = "slurm_load_jobs error: Invalid job id specified"
     stubs = {
         "srun": "exit ${STATUS:-0}",
-        "squeue": "echo ${STATE-RUNNING}",
-        "scontrol": "",
+        "squeue": fails % ("q", "${UNKNOWN:-0}", "q", unknown) + "echo ${STATE-RUNNING}",
+        "scontrol": fails % ("c", "${BUSY:-0}", "c", "Unable to contact slurm controller"),
+        "sleep": "",
         "a python": "",
     }
     for name, ends in stubs.items():
@@ -385,6 +391,10 @@ def test_slurm_starts_the_training_with_its_arguments(slurm, tmp_path):
         ({"STATUS": "143", "SLURM_RESTART_COUNT": "20"}, False, "MAX_RESTARTS is 20"),
         ({"STATUS": "143", "STATE": "COMPLETING"}, False, "the job is COMPLETING"),
         ({"STATUS": "143", "STATE": ""}, False, "the job is gone"),
+        ({"STATUS": "143", "UNKNOWN": "3"}, True, ""),
+        ({"STATUS": "143", "UNKNOWN": "4"}, False, "squeue does not say whether the job is"),
+        ({"STATUS": "143", "BUSY": "3"}, True, ""),
+        ({"STATUS": "143", "BUSY": "4"}, True, "could not be put back"),
         ({"STATUS": "1"}, False, ""),
         ({"STATUS": "137"}, False, ""),
         ({"STATUS": "0"}, False, ""),
@@ -396,6 +406,7 @@ def test_slurm_puts_back_what_was_stopped_and_nothing_else(slurm, variables, req
     assert result.returncode == int(variables["STATUS"])
     assert (["scontrol", "requeue", "41"] in calls) == requeued
     assert says in result.stderr
+    assert result.stderr.count("slurm.sbatch: stopped and saved; ") == bool(says)
 
 
 def test_slurm_names_what_is_missing_and_prints_what_it_would_run(slurm):
