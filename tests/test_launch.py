@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +21,38 @@ SCRIPT = ROOT / "launch" / "tpu_pod.sh"
 LOCAL = ROOT / "launch" / "local.sh"
 SLURM = ROOT / "launch" / "slurm.sbatch"
 JOBSET = ROOT / "launch" / "kubernetes" / "jobset.yaml"
-VARIABLES = ("TPU_NAME", "ZONE", "PROJECT", "CONFIG", "SPOT", "MAX_RESTARTS")
+# Of jobset.x-k8s.io/v1alpha2, batch/v1 and core/v1: the fields that it uses, by where they stand.
+# An API server refuses others, or drops them without a word.
+JOBSET_FIELDS = {
+    "": "apiVersion kind metadata spec",
+    "metadata": "name",
+    "spec": "network failurePolicy replicatedJobs",
+    "spec.network": "enableDNSHostnames subdomain publishNotReadyAddresses",
+    "spec.failurePolicy": "maxRestarts rules",
+    "spec.failurePolicy.rules": "action onJobFailureReasons",
+    "spec.replicatedJobs": "name replicas template",
+    "JOB": "spec",
+    "JOB.spec": "completionMode completions parallelism backoffLimit podFailurePolicy template",
+    "JOB.spec.podFailurePolicy": "rules",
+    "JOB.spec.podFailurePolicy.rules": "action onExitCodes",
+    "JOB.spec.podFailurePolicy.rules.onExitCodes": "containerName operator values",
+    "POD": "spec",
+    "POD.spec": "restartPolicy terminationGracePeriodSeconds containers volumes",
+    "POD.spec.volumes": "name persistentVolumeClaim",
+    "POD.spec.volumes.persistentVolumeClaim": "claimName",
+    "POD.spec.containers": "name image workingDir command env ports resources volumeMounts",
+    "POD.spec.containers.env": "name value valueFrom",
+    "POD.spec.containers.env.valueFrom": "fieldRef",
+    "POD.spec.containers.env.valueFrom.fieldRef": "fieldPath",
+    "POD.spec.containers.ports": "containerPort",
+    "POD.spec.containers.resources": "limits",
+    "POD.spec.containers.resources.limits": "nvidia.com/gpu",
+    "POD.spec.containers.volumeMounts": "name mountPath",
+}
+VARIABLES = (
+    "TPU_NAME", "ZONE", "PROJECT", "ACCELERATOR_TYPE", "RUNTIME_VERSION", "CONFIG", "SPOT",
+    "MAX_RESTARTS",
+)  # fmt: skip
 VM = {"TPU_NAME": "my tpu", "ZONE": "europe-west4-a"}
 
 
@@ -481,3 +513,72 @@ def test_the_jobset_gives_each_pod_its_place_and_time_to_save():
     (mount,) = container["volumeMounts"]
     assert flags["config.workdir"].startswith(mount["mountPath"] + "/")
     assert mount["name"] in [volume["name"] for volume in pod["volumes"]]
+
+
+def fields(node, path=""):
+    """Yield every object of a JobSet after where it stands, from the Job or pod that it is of."""
+    path = {"spec.replicatedJobs.template": "JOB", "JOB.spec.template": "POD"}.get(path, path)
+    if isinstance(node, dict):
+        yield path, node
+        for key, value in node.items():
+            yield from fields(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for item in node:
+            yield from fields(item, path)
+
+
+def test_the_jobset_is_what_the_api_takes():
+    """Fields that exist, names that DNS can hold, numbers and strings where each is asked for."""
+    text = JOBSET.read_text()
+    jobset = yaml.safe_load(text)
+    found = dict(fields(jobset))
+    assert found.keys() == JOBSET_FIELDS.keys()
+    for path, node in fields(jobset):
+        assert node.keys() <= set(JOBSET_FIELDS[path].split()), path
+    spec = jobset["spec"]
+    (group,) = spec["replicatedJobs"]
+    job = group["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    names = [jobset["metadata"]["name"], group["name"], spec["network"]["subdomain"]]
+    names += [container["name"], job["template"]["spec"]["volumes"][0]["name"]]
+    assert all(re.fullmatch("[a-z]([a-z0-9-]*[a-z0-9])?", name) for name in names)
+    pod = f"{jobset['metadata']['name']}-{group['name']}-0-{job['completions'] - 1}"
+    assert len(f"{pod}-abcde") <= 63  # the pod's own name has five letters more than its host name
+    assert f"jobset.sigs.k8s.io/jobset-name={jobset['metadata']['name']} " in text
+    environment = container["env"]
+    assert all(isinstance(entry.get("value", ""), str) for entry in environment)
+    assert all(("value" in entry) != ("valueFrom" in entry) for entry in environment)
+    assert len({entry["name"] for entry in environment}) == len(environment)
+    assert spec["failurePolicy"]["rules"][0]["action"] in {
+        "FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts",
+    }  # fmt: skip
+    assert job["podFailurePolicy"]["rules"][0]["action"] in {"FailJob", "Ignore", "Count"}
+    (marked,) = {re.search(r"(\d+),?  # hosts", line)[1] for line in text.splitlines()
+                 if line.endswith("  # hosts")}  # fmt: skip
+    assert (marked, text.count("  # hosts\n")) == (str(job["completions"]), 3)
+
+
+@pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:DeprecationWarning")
+def test_the_command_of_each_pod_is_one_that_the_training_takes(monkeypatch):
+    """Every flag and config field of it exists; the pods are the processes of one cluster."""
+    from absl import flags
+    from absl.testing import flagsaver
+
+    from hiercls_jax import experiment, main
+
+    monkeypatch.chdir(ROOT)
+    (group,) = yaml.safe_load(JOBSET.read_text())["spec"]["replicatedJobs"]
+    job = group["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    module, *words = container["command"][2:]
+    for index in range(job["completions"]):
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            sent = [word.replace("$(PROCESS_ID)", str(index)) for word in words]
+            monkeypatch.setattr(sys, "argv", [module, *sent])  # config files are found there
+            assert main.parse_flags(sys.argv) == [module]
+            experiment.check(main.CONFIG.value)
+            cluster = main._cluster()
+        assert (cluster.processes, cluster.process_id) == (job["completions"], index)
+        port = container["ports"][0]["containerPort"]
+        assert cluster.coordinator == f"hiercls-train-0-0.hiercls:{port}"
