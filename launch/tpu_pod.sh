@@ -19,8 +19,8 @@
 # A run is fetched where its workdir is below runs/, as it is by default.
 #
 # With --dry-run as the first argument, the commands are printed instead of run.
-# Further variables: PROJECT (gcloud's own default), ACCELERATOR_TYPE (v3-8), RUNTIME_VERSION
-# (tpu-ubuntu2204-base), SPOT (set it to 1 for preemptible slices), CONFIG (configs/merge1.py),
+# Further variables: PROJECT (gcloud's own default), ACCELERATOR_TYPE (v3-8), RUNTIME_VERSION (what
+# Google names for the type), SPOT (set it to 1 for preemptible slices), CONFIG (configs/merge1.py),
 # MAX_RESTARTS (10), FOLLOW_SECONDS (300), POLL_SECONDS (30); arguments after `run` or `train` are
 # passed on to hiercls_jax.main. Needs gcloud, logged in, and git.
 set -euo pipefail
@@ -82,6 +82,20 @@ case ${SPOT:-0} in
   1) spot=(--spot) ;;
   *) die "SPOT is 1 for a preemptible slice or 0, not '$SPOT'" ;;
 esac
+accelerator=${ACCELERATOR_TYPE:-v3-8}
+runtime=${RUNTIME_VERSION:-}
+if [[ -z $runtime && ($action == create || $action == train) ]]; then
+  case $accelerator in # Google Cloud's documentation, "TPU software versions" (2025)
+    v2-* | v3-* | v4-*) runtime=tpu-ubuntu2204-base ;;
+    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+    v5p-*) runtime=v2-alpha-tpuv5 ;;
+    v6e-*) runtime=v2-alpha-tpuv6e ;;
+    *)
+      die "set RUNTIME_VERSION, the TPU software version for ACCELERATOR_TYPE '$accelerator'; it is\
+ known for v2-*, v3-*, v4-*, v5litepod-*, v5p-* and v6e-*"
+      ;;
+  esac
+fi
 fetched=runs/$TPU_NAME.tar.gz
 if $dry_run; then
   scratch=${TMPDIR:-/tmp}/hiercls_jax
@@ -134,8 +148,7 @@ interruptible() {
 
 create() {
   queued_resources create "$TPU_NAME" --node-id="$TPU_NAME" \
-    --accelerator-type="${ACCELERATOR_TYPE:-v3-8}" \
-    --runtime-version="${RUNTIME_VERSION:-tpu-ubuntu2204-base}" "${spot[@]}"
+    --accelerator-type="$accelerator" --runtime-version="$runtime" "${spot[@]}"
 }
 
 # Print the state of the queued resource, or UNKNOWN where it cannot be asked.

@@ -84,14 +84,16 @@ ACTIONS = ["train", "create", "wait", "install", "upload", "run", "logs", "fetch
 def test_a_dry_run_prints_commands_and_runs_none(action, gcloud, tmp_path):
     """Every line of a dry run is a command that a shell reads back; nothing is run or written."""
     before = set(tmp_path.rglob("*"))
-    result = launch("--dry-run", action, path=gcloud, TMPDIR=str(tmp_path), **VM)
+    result = launch("--dry-run", action, path=gcloud, TMPDIR=str(tmp_path), PROJECT="mine", **VM)
     assert (result.returncode, result.stderr) == (0, "")
     commands = [shlex.split(line) for line in ansi_c_quoting(result.stdout)]
     assert {command[0] for command in commands} <= {"gcloud", "git", "mkdir", "mv", "tar"}
     for command in commands:
         if command[0] == "gcloud":
             assert any("my tpu" in word for word in command) or "list" in command
-            assert "--zone=europe-west4-a" in command
+            assert {"--zone=europe-west4-a", "--project=mine"} <= set(command)
+    if action == "train":
+        assert commands[-1][:5] == ["gcloud", "compute", "tpus", "queued-resources", "delete"]
     assert set(tmp_path.rglob("*")) == before
     assert not (ROOT / "runs" / "my tpu.tar.gz.part").exists()
 
@@ -101,6 +103,30 @@ def ansi_c_quoting(text: str) -> list[str]:
     script = 'while IFS= read -r line; do eval "set -- $line"; printf "%s\\0" "$@"; echo; done'
     out = subprocess.run(["bash", "-c", script], input=text, capture_output=True, text=True)
     return [shlex.join(line.split("\0")) for line in out.stdout.split("\0\n") if line]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "runtime"),
+    [
+        (None, "tpu-ubuntu2204-base"),
+        ("v2-8", "tpu-ubuntu2204-base"),
+        ("v3-32", "tpu-ubuntu2204-base"),
+        ("v4-16", "tpu-ubuntu2204-base"),
+        ("v5litepod-64", "v2-alpha-tpuv5-lite"),
+        ("v5p-8", "v2-alpha-tpuv5"),
+        ("v6e-8", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_a_slice_gets_the_software_of_its_type(accelerator, runtime, gcloud, tmp_path):
+    """By default it is what Google names for the type; RUNTIME_VERSION is taken as it is."""
+    chosen = {"ACCELERATOR_TYPE": accelerator} if accelerator else {}
+    for more in ({}, {"RUNTIME_VERSION": "my version"}):
+        result = launch("create", path=gcloud, **chosen, **more, **VM)
+        assert (result.returncode, result.stderr) == (0, "")
+        words = (tmp_path / "words").read_text().split("\0")[:-1]
+        assert words.count(f"--accelerator-type={accelerator or 'v3-8'}") == 1
+        assert words.count(f"--runtime-version={more.get('RUNTIME_VERSION', runtime)}") == 1
+        assert not [word for word in words if word.startswith("--project")]
 
 
 def test_arguments_reach_the_training_command_unchanged(gcloud, tmp_path):
@@ -157,6 +183,12 @@ def test_a_failing_command_fails_the_script(gcloud):
         (["train"], {**VM, "FOLLOW_SECONDS": "0"}, "FOLLOW_SECONDS is above 0, not 0"),
         (["create"], {**VM, "SPOT": "yes"}, "SPOT is 1 for a preemptible slice or 0, not 'yes'"),
         (["create"], {"TPU_NAME": "t"}, "set ZONE"),
+        (
+            ["create"],
+            {**VM, "ACCELERATOR_TYPE": "v5e-8"},
+            "set RUNTIME_VERSION, the TPU software version for ACCELERATOR_TYPE 'v5e-8'",
+        ),
+        (["train"], {**VM, "ACCELERATOR_TYPE": "v3"}, "set RUNTIME_VERSION"),
         (["destroy"], VM, "unknown action 'destroy'; it is one of train, create"),
         (["logs", "now"], VM, "unexpected argument 'now' after logs"),
     ],
