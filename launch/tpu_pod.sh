@@ -13,10 +13,10 @@
 #   launch/tpu_pod.sh fetch      copy the runs back into ./runs, from the first host, which has them
 #   launch/tpu_pod.sh delete     delete slice and queued resource, and what was not fetched
 #
-# `train` fetches every FOLLOW_SECONDS what is saved; a slice that is preempted is deleted and asked
-# for again, and goes on from there, at most MAX_RESTARTS times. However it ends, by an error or by
-# Ctrl-C too, it stops the training, which saves, fetches that, and deletes the queued resource.
-# A run is fetched where its workdir is below runs/, as it is by default.
+# `train` fetches every FOLLOW_SECONDS what is saved; a slice that is preempted, or whose training is
+# killed, is deleted and asked for again, and goes on from there, at most MAX_RESTARTS times. However
+# it ends, by an error or Ctrl-C too, it stops the training, which saves, fetches that, and deletes
+# the queued resource. A run is fetched where its workdir is below runs/, as it is by default.
 #
 # With --dry-run as the first argument, the commands are printed instead of run.
 # Further variables: PROJECT (gcloud's own default), ACCELERATOR_TYPE (v3-8), RUNTIME_VERSION (what
@@ -267,6 +267,9 @@ follow() {
         if lost; then return "$LOST"; fi
         note "the training ended with status $answer; the end of every host's log:"
         on_host all "tail -n 20 hiercls_jax/runs/log.txt" || true
+        case $answer in
+          134 | 137) return "$LOST" ;; # another host's is gone, so JAX ended it; killed
+        esac
         return "$answer"
         ;;
     esac

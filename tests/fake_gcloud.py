@@ -9,6 +9,8 @@ fails, and `lives` what becomes of each slice in turn:
     fail            the training exits with 1
     told            the training exits with 143, as by an orderly reboot
     crash           the training is gone without a status, as by another one
+    half            it is on the last host alone; the training of the others exits with 134
+    killed          the training is killed, by what finds too little memory
     stillborn       what starts the training is gone before it has said which process that is
     flaky           it ends well, but from its start on `outage` calls fail
     forever         the training goes on until it is told to stop
@@ -29,15 +31,26 @@ from pathlib import Path
 
 HOSTS = ("0", "1")
 TRAINING = """#!/bin/bash
-# Counts in runs/count, from where it was.
+# Counts in runs/count, from where it was. No host goes on before all have started.
 [[ $2 == hiercls_jax.main ]] || exit 0
 trap 'echo stopped >> runs/count; exit 143' TERM
 printf 'argument: %s\\n' "$@"
 echo start >> runs/count
+touch ../began
+until [[ -e ../../0/began && -e ../../1/began ]]; do sleep 0.05; done
 case $LIFE in
   fail) echo 'error: no such thing'; exit 1 ;;
   told) exit 143 ;;
   crash) kill -s KILL $PPID $$ ;;
+  half)
+    if [[ $PWD == */1/hiercls_jax ]]; then
+      touch ../gone
+      kill -s KILL $PPID $$
+    fi
+    until [[ -e ../../1/gone ]]; do sleep 0.05; done
+    exit 134
+    ;;
+  killed) kill -s KILL $$ ;;
   finish | flaky) exit 0 ;;
 esac
 while :; do sleep 0.05; done

@@ -209,7 +209,7 @@ class Cloud:
         self.root, self.project = root, root / "a project"
         shutil.copytree(ROOT / "launch", self.project / "launch")
         for name, content in {
-            "gcloud": f'#!/bin/sh\nexec {sys.executable} {fake_gcloud.__file__} "$@"\n',
+            "gcloud": f'#!/bin/sh\nexec {sys.executable} -S {fake_gcloud.__file__} "$@"\n',
             "git": "#!/bin/bash\nfor w; do case $w in --output=*) "
             'exec tar -czf "${w#--output=}" -C / --files-from=/dev/null;; esac; done\n',
         }.items():
@@ -293,12 +293,24 @@ def test_the_log_is_shown_once(cloud):
     assert out.splitlines().count("argument: --distributed") == 2  # one a start
 
 
-@pytest.mark.parametrize("life", ["told", "crash"])
-def test_a_training_whose_hosts_were_restarted_goes_on_on_a_new_slice(cloud, life):
-    """143, or no status at all, means a restart: what is saved is fetched, and goes on."""
+@pytest.mark.parametrize(
+    ("life", "says"),
+    [
+        ("told", "restart 1 of"),
+        ("crash", "restart 1 of"),
+        ("half", "the training ended with status 134; the end of every host's log:"),
+        ("killed", "the training ended with status 137; the end of every host's log:"),
+    ],
+)
+def test_a_training_whose_hosts_were_restarted_goes_on_on_a_new_slice(cloud, life, says):
+    """What is worth starting again is fetched and goes on: 143, no status at all, 134, 137.
+
+    The slice is ACTIVE all the while; 134 is what JAX ends host 0 with where another one is gone.
+    """
     status, _, error = cloud.run(plan={"lives": [life, "finish"]})
     assert status == 0, error
     assert cloud.fetched() == ["start"] * 2
+    assert says in error
 
 
 def test_a_training_that_is_gone_before_it_began_is_not_waited_for(cloud):
