@@ -183,11 +183,13 @@ wait_until_active() {
   done
 }
 
+# A new host updates itself: apt waits for the lock of packages, but not for that of the lists.
 install() {
   run git archive --format=tar.gz --output="$scratch/hiercls_jax.tar.gz" HEAD &&
     run gcloud compute tpus tpu-vm scp "$scratch/hiercls_jax.tar.gz" \
       "$TPU_NAME:hiercls_jax.tar.gz" "${where[@]}" --worker=all &&
-    on_host all "set -e; sudo apt-get update -q; sudo apt-get install -qy python3.11-venv
+    on_host all "set -e; timeout 300 sh -c 'until sudo apt-get update -q; do sleep 5; done'
+sudo apt-get install -o DPkg::Lock::Timeout=600 -qy python3.11-venv
 mkdir -p hiercls_jax; tar -xzf hiercls_jax.tar.gz -C hiercls_jax; cd hiercls_jax
 python3.11 -m venv .venv
 .venv/bin/pip install -q -c constraints.txt -e . 'jax[tpu]'
@@ -199,26 +201,28 @@ upload() {
     on_host 0 "mkdir -p hiercls_jax && tar -xzf runs.tar.gz -C hiercls_jax"
 }
 
-# A new slice is reachable a little after it is ACTIVE.
-prepare() {
-  local attempt code=0
+# Try a step three times: a new slice is reachable a little after it is ACTIVE, and connections
+# break. Status: the last one's, or LOST.
+insist() {
+  local attempt code
   for attempt in 1 2 3; do
     code=0
-    install || code=$?
-    if ((code == 0)); then break; fi
+    "$1" || code=$?
+    if ((code == 0)); then return; fi
     if lost; then return "$LOST"; fi
-    note "attempt $attempt of 3 to install failed with status $code"
+    note "attempt $attempt of 3 to $1 failed with status $code"
     interruptible sleep "$POLL_SECONDS"
   done
-  ((code == 0)) || return "$code"
-  [[ ! -e $fetched ]] || upload
+  return "$code"
 }
 
+# A training holds the lock that it is started with: a host that is asked twice has one.
 start() {
   local words
   words=$(printf '%q ' "${arguments[@]}")
-  on_host all "set -e; cd hiercls_jax; mkdir -p runs; rm -f status pid
-touch runs/log.txt; wc -c < runs/log.txt > followed
+  on_host all "set -e; cd hiercls_jax; exec 9> lock
+if ! flock --nonblock 9; then echo 'it runs already; launch/tpu_pod.sh logs follows it'; exit; fi
+mkdir -p runs; rm -f status pid; touch runs/log.txt; wc -c < runs/log.txt > followed
 watched='\"\$@\" & echo \$! > pid; wait \$!; echo \$? > status'
 nohup sh -c \"\$watched\" sh .venv/bin/python -m hiercls_jax.main ${words}>> runs/log.txt 2>&1 < /dev/null &
 until [ -s pid ] || ! kill -0 \$! 2> /dev/null; do sleep 0.1; done
@@ -319,24 +323,28 @@ exists() {
 live() {
   local code=0
   create || exit
-  { wait_until_active && prepare && training=true && start && follow && bring_home; } || code=$?
+  { wait_until_active && prepare && training=true && insist start && follow && bring_home; } ||
+    code=$?
   if ((code == 0)); then training=false; fi
   return "$code"
 }
 
+prepare() {
+  insist install || return
+  [[ ! -e $fetched ]] || insist upload
+}
+
 bring_home() {
-  local attempt
-  for attempt in 1 2 3; do
-    if fetch; then
-      unpack
-      return
-    fi
-    if lost; then return "$LOST"; fi
-    note "attempt $attempt of 3 to fetch the results failed"
-    interruptible sleep "$POLL_SECONDS"
-  done
-  note "what was fetched last is $fetched; the same command again goes on from there"
-  return 1
+  local code=0
+  insist fetch || code=$?
+  case $code in
+    0) unpack ;;
+    "$LOST") return "$LOST" ;;
+    *)
+      note "what was fetched last is $fetched; the same command again goes on from there"
+      return 1
+      ;;
+  esac
 }
 
 train() {

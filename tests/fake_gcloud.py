@@ -2,8 +2,9 @@
 
 What is sent by ssh is run, by bash, in the folder of the host. Each call is a line of
 `$CLOUD/calls.jsonl`. `$CLOUD/plan.json` says how it goes: `create` is the exit status of `create`,
-`delete` of `delete`, `others` the names that are taken, `unready` how many times copying to a slice
-fails, and `lives` what becomes of each slice in turn:
+which gives a slice nevertheless if there is a life for it, `delete` that of `delete`, `others` the
+names that are taken, `unready` how many times copying to a slice fails, `unstarted` how many times
+starting reaches the first host alone, and `lives` what becomes of each slice in turn:
 
     finish          the training ends well
     fail            the training exits with 1
@@ -56,9 +57,17 @@ esac
 while :; do sleep 0.05; done
 """
 COMMANDS = {  # that installing and starting need on a host
-    "sudo": "#!/bin/sh\n",
+    # Another apt has the lock of the lists when it is first asked for, and long that of packages.
+    "sudo": """#!/bin/sh
+case $* in
+  *update*) [ -e updated ] || { touch updated; exit 100; } ;;
+  *DPkg::Lock::Timeout=*) ;;
+  *) exit 100 ;;
+esac
+""",
+    "sleep": "#!/bin/sh\nexec /bin/sleep 0.05\n",
     "sh": """#!/bin/bash
-[[ $LIFE != stillborn ]] || kill -s KILL $$
+[[ $LIFE != stillborn || $* != *hiercls_jax.main* ]] || kill -s KILL $$
 exec /bin/sh "$@"
 """,
     "python3.11": f"""#!/bin/bash
@@ -97,6 +106,11 @@ def resource(cloud: Path, words: list[str]) -> int:
         (cloud / "fetches").write_text(str(plan.get("fetches", 1) - 1))
         for host in HOSTS:
             (cloud / "hosts" / host).mkdir(parents=True)
+        (cloud / "unstarted").write_text(str(plan.get("unstarted", 0)))
+        return plan.get("create", 0)
+    elif not state.exists() or name != (cloud / "name").read_text():
+        print("ERROR: NOT_FOUND: the requested entity was not found", file=sys.stderr)
+        return 1
     elif verb == "describe":
         if not state.exists() or counted_down(cloud / "outage"):
             return 1
@@ -147,9 +161,15 @@ def vm(cloud: Path, words: list[str]) -> int:
         path = f"{cloud / 'commands'}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "LIFE": life}
         command = ["bash", "-c", option(words, "command")]
+        half = "nohup" in option(words, "command") and counted_down(cloud / "unstarted")
         return max(
-            subprocess.run(command, cwd=host, env=environment, stdin=subprocess.DEVNULL).returncode
-            for host in hosts
+            255 * half,
+            *(
+                subprocess.run(
+                    command, cwd=host, env=environment, stdin=subprocess.DEVNULL
+                ).returncode
+                for host in (hosts[:1] if half else hosts)
+            ),
         )
     source, target = words[1:3]
     if source.startswith(f"{name}:"):

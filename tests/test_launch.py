@@ -329,6 +329,16 @@ def test_what_fails_for_a_while_is_tried_again(cloud):
     assert cloud.verbs("create", "delete") == ["create", "delete"]
 
 
+def test_a_training_that_not_all_hosts_have_started_is_started_once_on_each(cloud):
+    """Where starting has reached one host alone, it is tried again, and starts none there twice."""
+    status, out, error = cloud.run(plan={"lives": ["finish"], "unstarted": 2})
+    assert status == 0, error
+    assert "attempt 2 of 3 to start failed with status 255" in error
+    assert out.count("it runs already") == 2
+    assert cloud.verbs("create", "delete") == ["create", "delete"]
+    assert cloud.fetched() == ["start"]
+
+
 def test_the_number_of_restarts_is_limited(cloud):
     """After MAX_RESTARTS it is an error that names the limit; nothing stays behind."""
     status, _, error = cloud.run(plan={"lives": ["preempt"] * 5}, MAX_RESTARTS="2")
