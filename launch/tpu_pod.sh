@@ -103,7 +103,8 @@ else
   scratch=$(mktemp -d)
 fi
 child=          # process group of what `interruptible` runs
-owned=false     # `train` has asked for the slice, so it deletes it
+owned=false     # `train` asks for slices, so it deletes them
+created=false   # there is one that it was given
 training=false  # `train` has started the training, and does not know that it has ended
 exec 3>&1 # where a dry run prints, also from inside $(…)
 
@@ -309,20 +310,28 @@ delete() {
   queued_resources delete "$TPU_NAME" --force "$@"
 }
 
-# Whether the name is taken. An error here ends the script, before anything could be deleted.
-exists() {
+# Whether the name is free. An error here ends the script, before anything could be deleted.
+is_free() {
   local names name
   names=$(queued_resources list --format='value(name)') || exit
   while IFS= read -r name; do
-    if [[ ${name##*/} == "$TPU_NAME" ]]; then return 0; fi
+    if [[ ${name##*/} == "$TPU_NAME" ]]; then return 1; fi
   done <<< "$names"
-  return 1
+}
+
+# Delete the slice, if there is one. A creation that failed may have left one, and another hand may
+# have deleted it. Status 0: there is none. In parentheses, what cannot be asked ends nothing.
+remove() {
+  if ! $created && (is_free); then return 0; fi
+  created=false
+  delete --quiet || (is_free)
 }
 
 # Be on one slice until the training has ended or the slice is lost.
 live() {
   local code=0
   create || exit
+  created=true
   { wait_until_active && prepare && training=true && insist start && follow && bring_home; } ||
     code=$?
   if ((code == 0)); then training=false; fi
@@ -349,10 +358,9 @@ bring_home() {
 
 train() {
   local code restarts=0
-  if exists; then
+  is_free ||
     die "there is a queued resource $TPU_NAME already, which train would delete at its end; choose\
  another TPU_NAME, or go on with run, logs and fetch, and delete it"
-  fi
   owned=true
   trap 'exit 129' HUP
   trap 'exit 130' INT
@@ -367,7 +375,7 @@ train() {
     ((restarts += 1))
     note "the slice was lost; restart $restarts of at most $MAX_RESTARTS"
     save
-    delete --quiet
+    remove
   done
 }
 
@@ -386,7 +394,7 @@ clean_up() {
   if [[ -n $child ]]; then kill -s TERM -- "-$child" 2> /dev/null || true; fi
   if $owned; then
     save
-    if ! delete --quiet; then
+    if ! remove; then
       note "$TPU_NAME could not be deleted and costs money until it is: launch/tpu_pod.sh delete"
       if ((code == 0)); then code=1; fi
     fi

@@ -16,6 +16,7 @@ starting reaches the first host alone, and `lives` what becomes of each slice in
     flaky           it ends well, but from its start on `outage` calls fail
     forever         the training goes on until it is told to stop
     preempt         it does too, but after `fetches` (1) fetches the slice is suspended
+    removed         likewise, but somebody else deletes the queued resource then
     never           the slice is suspended before it is active
     refused         the request fails
 """
@@ -91,10 +92,11 @@ def resource(cloud: Path, words: list[str]) -> int:
     state = cloud / "state"
     verb, name = words[0], words[1]
     if verb == "list":
-        for other in plan.get("others", []):
-            print(f"projects/p/locations/z/queuedResources/{other}")
+        ours = [(cloud / "name").read_text()] if state.exists() else []
+        for taken in plan.get("others", []) + ours:
+            print(f"projects/p/locations/z/queuedResources/{taken}")
     elif verb == "create":
-        if plan.get("create"):
+        if plan.get("create") and not plan["lives"]:
             return plan["create"]
         life = plan["lives"].pop(0)
         (cloud / "plan.json").write_text(json.dumps(plan))
@@ -112,7 +114,7 @@ def resource(cloud: Path, words: list[str]) -> int:
         print("ERROR: NOT_FOUND: the requested entity was not found", file=sys.stderr)
         return 1
     elif verb == "describe":
-        if not state.exists() or counted_down(cloud / "outage"):
+        if counted_down(cloud / "outage"):
             return 1
         now, *later = state.read_text().split()
         if (cloud / "suspend").exists():
@@ -124,7 +126,7 @@ def resource(cloud: Path, words: list[str]) -> int:
         if plan.get("delete"):
             return plan["delete"]
         lose(cloud)
-        state.unlink(missing_ok=True)
+        state.unlink()
     return 0
 
 
@@ -175,8 +177,12 @@ def vm(cloud: Path, words: list[str]) -> int:
     if source.startswith(f"{name}:"):
         shutil.copyfile(hosts[0] / source.removeprefix(f"{name}:"), target)
         last = not counted_down(cloud / "fetches")
-        if last and (cloud / "life").read_text() == "preempt":
+        life = (cloud / "life").read_text()
+        if last and life == "preempt":
             (cloud / "suspend").touch()
+        if last and life == "removed":
+            lose(cloud)
+            (cloud / "state").unlink()
     elif counted_down(cloud / "unready"):
         return 255
     else:

@@ -351,7 +351,6 @@ def test_the_number_of_restarts_is_limited(cloud):
 @pytest.mark.parametrize(
     ("plan", "status", "says"),
     [
-        ({"create": 7, "lives": []}, 7, ""),
         ({"lives": ["refused"]}, 1, "my tpu is FAILED"),
         ({"lives": ["finish"], "unready": 3}, 255, "attempt 3 of 3 to install failed"),
         ({"lives": ["flaky"], "outage": 99}, 1, "could not be reached 10 times in a row"),
@@ -395,6 +394,25 @@ def test_a_slice_of_somebody_else_is_not_touched(cloud):
     assert status == 2
     assert error.startswith("error: there is a queued resource my tpu already")
     assert {call[1] for call in cloud.calls()} == {"list"}
+
+
+@pytest.mark.parametrize("lives", [[], ["finish"]])
+def test_what_could_not_be_created_is_deleted_only_if_it_is_there(cloud, lives):
+    """Nothing goes on costing money, and nothing that is not there is said to."""
+    status, _, error = cloud.run(plan={"create": 7, "lives": lives})
+    assert status == 7
+    assert cloud.verbs("create", "delete") == ["create"] + ["delete"] * len(lives)
+    assert not (cloud.root / "state").exists()
+    assert "costs money" not in error
+
+
+def test_a_slice_that_somebody_else_has_deleted_is_not_said_to_cost_money(cloud):
+    """The training is lost, which is an error, but deleting what is gone is none."""
+    status, _, error = cloud.run(plan={"lives": ["removed"]})
+    assert status == 1
+    assert "could not be reached 10 times in a row" in error
+    assert cloud.verbs("create", "delete") == ["create", "delete"]
+    assert "costs money" not in error
 
 
 def test_a_slice_that_could_not_be_deleted_is_named(cloud):
