@@ -13,14 +13,14 @@
 #   launch/tpu_pod.sh fetch      copy the runs back into ./runs, from the first host, which has them
 #   launch/tpu_pod.sh delete     delete slice and queued resource, and what was not fetched
 #
-# `train` fetches every FOLLOW_SECONDS what is saved; a slice that is preempted is deleted and asked
-# for again, and goes on from there, at most MAX_RESTARTS times. However it ends, by an error or by
-# Ctrl-C too, it stops the training, which saves, fetches that, and deletes the queued resource.
-# A run is fetched where its workdir is below runs/, as it is by default.
+# `train` fetches every FOLLOW_SECONDS what is saved; a slice that is preempted, or whose training is
+# killed, is deleted and asked for again, and goes on from there, at most MAX_RESTARTS times. However
+# it ends, by an error or Ctrl-C too, it stops the training, which saves, fetches that, and deletes
+# the queued resource. A run is fetched where its workdir is below runs/, as it is by default.
 #
 # With --dry-run as the first argument, the commands are printed instead of run.
-# Further variables: PROJECT (gcloud's own default), ACCELERATOR_TYPE (v3-8), RUNTIME_VERSION
-# (tpu-ubuntu2204-base), SPOT (set it to 1 for preemptible slices), CONFIG (configs/merge1.py),
+# Further variables: PROJECT (gcloud's own default), ACCELERATOR_TYPE (v3-8), RUNTIME_VERSION (what
+# Google names for the type), SPOT (set it to 1 for preemptible slices), CONFIG (configs/merge1.py),
 # MAX_RESTARTS (10), FOLLOW_SECONDS (300), POLL_SECONDS (30); arguments after `run` or `train` are
 # passed on to hiercls_jax.main. Needs gcloud, logged in, and git.
 set -euo pipefail
@@ -82,6 +82,20 @@ case ${SPOT:-0} in
   1) spot=(--spot) ;;
   *) die "SPOT is 1 for a preemptible slice or 0, not '$SPOT'" ;;
 esac
+accelerator=${ACCELERATOR_TYPE:-v3-8}
+runtime=${RUNTIME_VERSION:-}
+if [[ -z $runtime && ($action == create || $action == train) ]]; then
+  case $accelerator in # Google Cloud's documentation, "TPU software versions" (2025)
+    v2-* | v3-* | v4-*) runtime=tpu-ubuntu2204-base ;;
+    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+    v5p-*) runtime=v2-alpha-tpuv5 ;;
+    v6e-*) runtime=v2-alpha-tpuv6e ;;
+    *)
+      die "set RUNTIME_VERSION, the TPU software version for ACCELERATOR_TYPE '$accelerator'; it is\
+ known for v2-*, v3-*, v4-*, v5litepod-*, v5p-* and v6e-*"
+      ;;
+  esac
+fi
 fetched=runs/$TPU_NAME.tar.gz
 if $dry_run; then
   scratch=${TMPDIR:-/tmp}/hiercls_jax
@@ -89,7 +103,8 @@ else
   scratch=$(mktemp -d)
 fi
 child=          # process group of what `interruptible` runs
-owned=false     # `train` has asked for the slice, so it deletes it
+owned=false     # `train` asks for slices, so it deletes them
+created=false   # there is one that it was given
 training=false  # `train` has started the training, and does not know that it has ended
 exec 3>&1 # where a dry run prints, also from inside $(…)
 
@@ -134,8 +149,7 @@ interruptible() {
 
 create() {
   queued_resources create "$TPU_NAME" --node-id="$TPU_NAME" \
-    --accelerator-type="${ACCELERATOR_TYPE:-v3-8}" \
-    --runtime-version="${RUNTIME_VERSION:-tpu-ubuntu2204-base}" "${spot[@]}"
+    --accelerator-type="$accelerator" --runtime-version="$runtime" "${spot[@]}"
 }
 
 # Print the state of the queued resource, or UNKNOWN where it cannot be asked.
@@ -170,11 +184,13 @@ wait_until_active() {
   done
 }
 
+# A new host updates itself: apt waits for the lock of packages, but not for that of the lists.
 install() {
   run git archive --format=tar.gz --output="$scratch/hiercls_jax.tar.gz" HEAD &&
     run gcloud compute tpus tpu-vm scp "$scratch/hiercls_jax.tar.gz" \
       "$TPU_NAME:hiercls_jax.tar.gz" "${where[@]}" --worker=all &&
-    on_host all "set -e; sudo apt-get update -q; sudo apt-get install -qy python3.11-venv
+    on_host all "set -e; timeout 300 sh -c 'until sudo apt-get update -q; do sleep 5; done'
+sudo apt-get install -o DPkg::Lock::Timeout=600 -qy python3.11-venv
 mkdir -p hiercls_jax; tar -xzf hiercls_jax.tar.gz -C hiercls_jax; cd hiercls_jax
 python3.11 -m venv .venv
 .venv/bin/pip install -q -c constraints.txt -e . 'jax[tpu]'
@@ -186,26 +202,28 @@ upload() {
     on_host 0 "mkdir -p hiercls_jax && tar -xzf runs.tar.gz -C hiercls_jax"
 }
 
-# A new slice is reachable a little after it is ACTIVE.
-prepare() {
-  local attempt code=0
+# Try a step three times: a new slice is reachable a little after it is ACTIVE, and connections
+# break. Status: the last one's, or LOST.
+insist() {
+  local attempt code
   for attempt in 1 2 3; do
     code=0
-    install || code=$?
-    if ((code == 0)); then break; fi
+    "$1" || code=$?
+    if ((code == 0)); then return; fi
     if lost; then return "$LOST"; fi
-    note "attempt $attempt of 3 to install failed with status $code"
+    note "attempt $attempt of 3 to $1 failed with status $code"
     interruptible sleep "$POLL_SECONDS"
   done
-  ((code == 0)) || return "$code"
-  [[ ! -e $fetched ]] || upload
+  return "$code"
 }
 
+# A training holds the lock that it is started with: a host that is asked twice has one.
 start() {
   local words
   words=$(printf '%q ' "${arguments[@]}")
-  on_host all "set -e; cd hiercls_jax; mkdir -p runs; rm -f status pid
-touch runs/log.txt; wc -c < runs/log.txt > followed
+  on_host all "set -e; cd hiercls_jax; exec 9> lock
+if ! flock --nonblock 9; then echo 'it runs already; launch/tpu_pod.sh logs follows it'; exit; fi
+mkdir -p runs; rm -f status pid; touch runs/log.txt; wc -c < runs/log.txt > followed
 watched='\"\$@\" & echo \$! > pid; wait \$!; echo \$? > status'
 nohup sh -c \"\$watched\" sh .venv/bin/python -m hiercls_jax.main ${words}>> runs/log.txt 2>&1 < /dev/null &
 until [ -s pid ] || ! kill -0 \$! 2> /dev/null; do sleep 0.1; done
@@ -254,6 +272,9 @@ follow() {
         if lost; then return "$LOST"; fi
         note "the training ended with status $answer; the end of every host's log:"
         on_host all "tail -n 20 hiercls_jax/runs/log.txt" || true
+        case $answer in
+          134 | 137) return "$LOST" ;; # another host's is gone, so JAX ended it; killed
+        esac
         return "$answer"
         ;;
     esac
@@ -289,46 +310,57 @@ delete() {
   queued_resources delete "$TPU_NAME" --force "$@"
 }
 
-# Whether the name is taken. An error here ends the script, before anything could be deleted.
-exists() {
+# Whether the name is free. An error here ends the script, before anything could be deleted.
+is_free() {
   local names name
   names=$(queued_resources list --format='value(name)') || exit
   while IFS= read -r name; do
-    if [[ ${name##*/} == "$TPU_NAME" ]]; then return 0; fi
+    if [[ ${name##*/} == "$TPU_NAME" ]]; then return 1; fi
   done <<< "$names"
-  return 1
+}
+
+# Delete the slice, if there is one. A creation that failed may have left one, and another hand may
+# have deleted it. Status 0: there is none. In parentheses, what cannot be asked ends nothing.
+remove() {
+  if ! $created && (is_free); then return 0; fi
+  created=false
+  delete --quiet || (is_free)
 }
 
 # Be on one slice until the training has ended or the slice is lost.
 live() {
   local code=0
   create || exit
-  { wait_until_active && prepare && training=true && start && follow && bring_home; } || code=$?
+  created=true
+  { wait_until_active && prepare && training=true && insist start && follow && bring_home; } ||
+    code=$?
   if ((code == 0)); then training=false; fi
   return "$code"
 }
 
+prepare() {
+  insist install || return
+  [[ ! -e $fetched ]] || insist upload
+}
+
 bring_home() {
-  local attempt
-  for attempt in 1 2 3; do
-    if fetch; then
-      unpack
-      return
-    fi
-    if lost; then return "$LOST"; fi
-    note "attempt $attempt of 3 to fetch the results failed"
-    interruptible sleep "$POLL_SECONDS"
-  done
-  note "what was fetched last is $fetched; the same command again goes on from there"
-  return 1
+  local code=0
+  insist fetch || code=$?
+  case $code in
+    0) unpack ;;
+    "$LOST") return "$LOST" ;;
+    *)
+      note "what was fetched last is $fetched; the same command again goes on from there"
+      return 1
+      ;;
+  esac
 }
 
 train() {
   local code restarts=0
-  if exists; then
+  is_free ||
     die "there is a queued resource $TPU_NAME already, which train would delete at its end; choose\
  another TPU_NAME, or go on with run, logs and fetch, and delete it"
-  fi
   owned=true
   trap 'exit 129' HUP
   trap 'exit 130' INT
@@ -343,7 +375,7 @@ train() {
     ((restarts += 1))
     note "the slice was lost; restart $restarts of at most $MAX_RESTARTS"
     save
-    delete --quiet
+    remove
   done
 }
 
@@ -362,7 +394,7 @@ clean_up() {
   if [[ -n $child ]]; then kill -s TERM -- "-$child" 2> /dev/null || true; fi
   if $owned; then
     save
-    if ! delete --quiet; then
+    if ! remove; then
       note "$TPU_NAME could not be deleted and costs money until it is: launch/tpu_pod.sh delete"
       if ((code == 0)); then code=1; fi
     fi

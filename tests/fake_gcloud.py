@@ -2,17 +2,21 @@
 
 What is sent by ssh is run, by bash, in the folder of the host. Each call is a line of
 `$CLOUD/calls.jsonl`. `$CLOUD/plan.json` says how it goes: `create` is the exit status of `create`,
-`delete` of `delete`, `others` the names that are taken, `unready` how many times copying to a slice
-fails, and `lives` what becomes of each slice in turn:
+which gives a slice nevertheless if there is a life for it, `delete` that of `delete`, `others` the
+names that are taken, `unready` how many times copying to a slice fails, `unstarted` how many times
+starting reaches the first host alone, and `lives` what becomes of each slice in turn:
 
     finish          the training ends well
     fail            the training exits with 1
     told            the training exits with 143, as by an orderly reboot
     crash           the training is gone without a status, as by another one
+    half            it is on the last host alone; the training of the others exits with 134
+    killed          the training is killed, by what finds too little memory
     stillborn       what starts the training is gone before it has said which process that is
     flaky           it ends well, but from its start on `outage` calls fail
     forever         the training goes on until it is told to stop
     preempt         it does too, but after `fetches` (1) fetches the slice is suspended
+    removed         likewise, but somebody else deletes the queued resource then
     never           the slice is suspended before it is active
     refused         the request fails
 """
@@ -29,23 +33,42 @@ from pathlib import Path
 
 HOSTS = ("0", "1")
 TRAINING = """#!/bin/bash
-# Counts in runs/count, from where it was.
+# Counts in runs/count, from where it was. No host goes on before all have started.
 [[ $2 == hiercls_jax.main ]] || exit 0
 trap 'echo stopped >> runs/count; exit 143' TERM
 printf 'argument: %s\\n' "$@"
 echo start >> runs/count
+touch ../began
+until [[ -e ../../0/began && -e ../../1/began ]]; do sleep 0.05; done
 case $LIFE in
   fail) echo 'error: no such thing'; exit 1 ;;
   told) exit 143 ;;
   crash) kill -s KILL $PPID $$ ;;
+  half)
+    if [[ $PWD == */1/hiercls_jax ]]; then
+      touch ../gone
+      kill -s KILL $PPID $$
+    fi
+    until [[ -e ../../1/gone ]]; do sleep 0.05; done
+    exit 134
+    ;;
+  killed) kill -s KILL $$ ;;
   finish | flaky) exit 0 ;;
 esac
 while :; do sleep 0.05; done
 """
 COMMANDS = {  # that installing and starting need on a host
-    "sudo": "#!/bin/sh\n",
+    # Another apt has the lock of the lists when it is first asked for, and long that of packages.
+    "sudo": """#!/bin/sh
+case $* in
+  *update*) [ -e updated ] || { touch updated; exit 100; } ;;
+  *DPkg::Lock::Timeout=*) ;;
+  *) exit 100 ;;
+esac
+""",
+    "sleep": "#!/bin/sh\nexec /bin/sleep 0.05\n",
     "sh": """#!/bin/bash
-[[ $LIFE != stillborn ]] || kill -s KILL $$
+[[ $LIFE != stillborn || $* != *hiercls_jax.main* ]] || kill -s KILL $$
 exec /bin/sh "$@"
 """,
     "python3.11": f"""#!/bin/bash
@@ -69,10 +92,11 @@ def resource(cloud: Path, words: list[str]) -> int:
     state = cloud / "state"
     verb, name = words[0], words[1]
     if verb == "list":
-        for other in plan.get("others", []):
-            print(f"projects/p/locations/z/queuedResources/{other}")
+        ours = [(cloud / "name").read_text()] if state.exists() else []
+        for taken in plan.get("others", []) + ours:
+            print(f"projects/p/locations/z/queuedResources/{taken}")
     elif verb == "create":
-        if plan.get("create"):
+        if plan.get("create") and not plan["lives"]:
             return plan["create"]
         life = plan["lives"].pop(0)
         (cloud / "plan.json").write_text(json.dumps(plan))
@@ -84,8 +108,13 @@ def resource(cloud: Path, words: list[str]) -> int:
         (cloud / "fetches").write_text(str(plan.get("fetches", 1) - 1))
         for host in HOSTS:
             (cloud / "hosts" / host).mkdir(parents=True)
+        (cloud / "unstarted").write_text(str(plan.get("unstarted", 0)))
+        return plan.get("create", 0)
+    elif not state.exists() or name != (cloud / "name").read_text():
+        print("ERROR: NOT_FOUND: the requested entity was not found", file=sys.stderr)
+        return 1
     elif verb == "describe":
-        if not state.exists() or counted_down(cloud / "outage"):
+        if counted_down(cloud / "outage"):
             return 1
         now, *later = state.read_text().split()
         if (cloud / "suspend").exists():
@@ -97,7 +126,7 @@ def resource(cloud: Path, words: list[str]) -> int:
         if plan.get("delete"):
             return plan["delete"]
         lose(cloud)
-        state.unlink(missing_ok=True)
+        state.unlink()
     return 0
 
 
@@ -134,16 +163,26 @@ def vm(cloud: Path, words: list[str]) -> int:
         path = f"{cloud / 'commands'}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "LIFE": life}
         command = ["bash", "-c", option(words, "command")]
+        half = "nohup" in option(words, "command") and counted_down(cloud / "unstarted")
         return max(
-            subprocess.run(command, cwd=host, env=environment, stdin=subprocess.DEVNULL).returncode
-            for host in hosts
+            255 * half,
+            *(
+                subprocess.run(
+                    command, cwd=host, env=environment, stdin=subprocess.DEVNULL
+                ).returncode
+                for host in (hosts[:1] if half else hosts)
+            ),
         )
     source, target = words[1:3]
     if source.startswith(f"{name}:"):
         shutil.copyfile(hosts[0] / source.removeprefix(f"{name}:"), target)
         last = not counted_down(cloud / "fetches")
-        if last and (cloud / "life").read_text() == "preempt":
+        life = (cloud / "life").read_text()
+        if last and life == "preempt":
             (cloud / "suspend").touch()
+        if last and life == "removed":
+            lose(cloud)
+            (cloud / "state").unlink()
     elif counted_down(cloud / "unready"):
         return 255
     else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +21,38 @@ SCRIPT = ROOT / "launch" / "tpu_pod.sh"
 LOCAL = ROOT / "launch" / "local.sh"
 SLURM = ROOT / "launch" / "slurm.sbatch"
 JOBSET = ROOT / "launch" / "kubernetes" / "jobset.yaml"
-VARIABLES = ("TPU_NAME", "ZONE", "PROJECT", "CONFIG", "SPOT", "MAX_RESTARTS")
+# Of jobset.x-k8s.io/v1alpha2, batch/v1 and core/v1: the fields that it uses, by where they stand.
+# An API server refuses others, or drops them without a word.
+JOBSET_FIELDS = {
+    "": "apiVersion kind metadata spec",
+    "metadata": "name",
+    "spec": "network failurePolicy replicatedJobs",
+    "spec.network": "enableDNSHostnames subdomain publishNotReadyAddresses",
+    "spec.failurePolicy": "maxRestarts rules",
+    "spec.failurePolicy.rules": "action onJobFailureReasons",
+    "spec.replicatedJobs": "name replicas template",
+    "JOB": "spec",
+    "JOB.spec": "completionMode completions parallelism backoffLimit podFailurePolicy template",
+    "JOB.spec.podFailurePolicy": "rules",
+    "JOB.spec.podFailurePolicy.rules": "action onExitCodes",
+    "JOB.spec.podFailurePolicy.rules.onExitCodes": "containerName operator values",
+    "POD": "spec",
+    "POD.spec": "restartPolicy terminationGracePeriodSeconds containers volumes",
+    "POD.spec.volumes": "name persistentVolumeClaim",
+    "POD.spec.volumes.persistentVolumeClaim": "claimName",
+    "POD.spec.containers": "name image workingDir command env ports resources volumeMounts",
+    "POD.spec.containers.env": "name value valueFrom",
+    "POD.spec.containers.env.valueFrom": "fieldRef",
+    "POD.spec.containers.env.valueFrom.fieldRef": "fieldPath",
+    "POD.spec.containers.ports": "containerPort",
+    "POD.spec.containers.resources": "limits",
+    "POD.spec.containers.resources.limits": "nvidia.com/gpu",
+    "POD.spec.containers.volumeMounts": "name mountPath",
+}
+VARIABLES = (
+    "TPU_NAME", "ZONE", "PROJECT", "ACCELERATOR_TYPE", "RUNTIME_VERSION", "CONFIG", "SPOT",
+    "MAX_RESTARTS",
+)  # fmt: skip
 VM = {"TPU_NAME": "my tpu", "ZONE": "europe-west4-a"}
 
 
@@ -52,14 +84,16 @@ ACTIONS = ["train", "create", "wait", "install", "upload", "run", "logs", "fetch
 def test_a_dry_run_prints_commands_and_runs_none(action, gcloud, tmp_path):
     """Every line of a dry run is a command that a shell reads back; nothing is run or written."""
     before = set(tmp_path.rglob("*"))
-    result = launch("--dry-run", action, path=gcloud, TMPDIR=str(tmp_path), **VM)
+    result = launch("--dry-run", action, path=gcloud, TMPDIR=str(tmp_path), PROJECT="mine", **VM)
     assert (result.returncode, result.stderr) == (0, "")
     commands = [shlex.split(line) for line in ansi_c_quoting(result.stdout)]
     assert {command[0] for command in commands} <= {"gcloud", "git", "mkdir", "mv", "tar"}
     for command in commands:
         if command[0] == "gcloud":
             assert any("my tpu" in word for word in command) or "list" in command
-            assert "--zone=europe-west4-a" in command
+            assert {"--zone=europe-west4-a", "--project=mine"} <= set(command)
+    if action == "train":
+        assert commands[-1][:5] == ["gcloud", "compute", "tpus", "queued-resources", "delete"]
     assert set(tmp_path.rglob("*")) == before
     assert not (ROOT / "runs" / "my tpu.tar.gz.part").exists()
 
@@ -69,6 +103,30 @@ def ansi_c_quoting(text: str) -> list[str]:
     script = 'while IFS= read -r line; do eval "set -- $line"; printf "%s\\0" "$@"; echo; done'
     out = subprocess.run(["bash", "-c", script], input=text, capture_output=True, text=True)
     return [shlex.join(line.split("\0")) for line in out.stdout.split("\0\n") if line]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "runtime"),
+    [
+        (None, "tpu-ubuntu2204-base"),
+        ("v2-8", "tpu-ubuntu2204-base"),
+        ("v3-32", "tpu-ubuntu2204-base"),
+        ("v4-16", "tpu-ubuntu2204-base"),
+        ("v5litepod-64", "v2-alpha-tpuv5-lite"),
+        ("v5p-8", "v2-alpha-tpuv5"),
+        ("v6e-8", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_a_slice_gets_the_software_of_its_type(accelerator, runtime, gcloud, tmp_path):
+    """By default it is what Google names for the type; RUNTIME_VERSION is taken as it is."""
+    chosen = {"ACCELERATOR_TYPE": accelerator} if accelerator else {}
+    for more in ({}, {"RUNTIME_VERSION": "my version"}):
+        result = launch("create", path=gcloud, **chosen, **more, **VM)
+        assert (result.returncode, result.stderr) == (0, "")
+        words = (tmp_path / "words").read_text().split("\0")[:-1]
+        assert words.count(f"--accelerator-type={accelerator or 'v3-8'}") == 1
+        assert words.count(f"--runtime-version={more.get('RUNTIME_VERSION', runtime)}") == 1
+        assert not [word for word in words if word.startswith("--project")]
 
 
 def test_arguments_reach_the_training_command_unchanged(gcloud, tmp_path):
@@ -125,6 +183,12 @@ def test_a_failing_command_fails_the_script(gcloud):
         (["train"], {**VM, "FOLLOW_SECONDS": "0"}, "FOLLOW_SECONDS is above 0, not 0"),
         (["create"], {**VM, "SPOT": "yes"}, "SPOT is 1 for a preemptible slice or 0, not 'yes'"),
         (["create"], {"TPU_NAME": "t"}, "set ZONE"),
+        (
+            ["create"],
+            {**VM, "ACCELERATOR_TYPE": "v5e-8"},
+            "set RUNTIME_VERSION, the TPU software version for ACCELERATOR_TYPE 'v5e-8'",
+        ),
+        (["train"], {**VM, "ACCELERATOR_TYPE": "v3"}, "set RUNTIME_VERSION"),
         (["destroy"], VM, "unknown action 'destroy'; it is one of train, create"),
         (["logs", "now"], VM, "unexpected argument 'now' after logs"),
     ],
@@ -145,7 +209,7 @@ class Cloud:
         self.root, self.project = root, root / "a project"
         shutil.copytree(ROOT / "launch", self.project / "launch")
         for name, content in {
-            "gcloud": f'#!/bin/sh\nexec {sys.executable} {fake_gcloud.__file__} "$@"\n',
+            "gcloud": f'#!/bin/sh\nexec {sys.executable} -S {fake_gcloud.__file__} "$@"\n',
             "git": "#!/bin/bash\nfor w; do case $w in --output=*) "
             'exec tar -czf "${w#--output=}" -C / --files-from=/dev/null;; esac; done\n',
         }.items():
@@ -229,12 +293,24 @@ def test_the_log_is_shown_once(cloud):
     assert out.splitlines().count("argument: --distributed") == 2  # one a start
 
 
-@pytest.mark.parametrize("life", ["told", "crash"])
-def test_a_training_whose_hosts_were_restarted_goes_on_on_a_new_slice(cloud, life):
-    """143, or no status at all, means a restart: what is saved is fetched, and goes on."""
+@pytest.mark.parametrize(
+    ("life", "says"),
+    [
+        ("told", "restart 1 of"),
+        ("crash", "restart 1 of"),
+        ("half", "the training ended with status 134; the end of every host's log:"),
+        ("killed", "the training ended with status 137; the end of every host's log:"),
+    ],
+)
+def test_a_training_whose_hosts_were_restarted_goes_on_on_a_new_slice(cloud, life, says):
+    """What is worth starting again is fetched and goes on: 143, no status at all, 134, 137.
+
+    The slice is ACTIVE all the while; 134 is what JAX ends host 0 with where another one is gone.
+    """
     status, _, error = cloud.run(plan={"lives": [life, "finish"]})
     assert status == 0, error
     assert cloud.fetched() == ["start"] * 2
+    assert says in error
 
 
 def test_a_training_that_is_gone_before_it_began_is_not_waited_for(cloud):
@@ -253,6 +329,17 @@ def test_what_fails_for_a_while_is_tried_again(cloud):
     assert cloud.verbs("create", "delete") == ["create", "delete"]
 
 
+def test_a_training_that_not_all_hosts_have_started_is_started_once_on_each(cloud):
+    """Where starting has reached one host alone, it is tried again, and starts none there twice."""
+    status, out, error = cloud.run(plan={"lives": ["finish"], "unstarted": 2})
+    assert status == 0, error
+    assert "attempt 2 of 3 to start failed with status 255" in error
+    assert "to install failed" not in error  # though apt's locks were held at first
+    assert out.count("it runs already") == 2
+    assert cloud.verbs("create", "delete") == ["create", "delete"]
+    assert cloud.fetched() == ["start"]
+
+
 def test_the_number_of_restarts_is_limited(cloud):
     """After MAX_RESTARTS it is an error that names the limit; nothing stays behind."""
     status, _, error = cloud.run(plan={"lives": ["preempt"] * 5}, MAX_RESTARTS="2")
@@ -265,7 +352,6 @@ def test_the_number_of_restarts_is_limited(cloud):
 @pytest.mark.parametrize(
     ("plan", "status", "says"),
     [
-        ({"create": 7, "lives": []}, 7, ""),
         ({"lives": ["refused"]}, 1, "my tpu is FAILED"),
         ({"lives": ["finish"], "unready": 3}, 255, "attempt 3 of 3 to install failed"),
         ({"lives": ["flaky"], "outage": 99}, 1, "could not be reached 10 times in a row"),
@@ -311,6 +397,25 @@ def test_a_slice_of_somebody_else_is_not_touched(cloud):
     assert {call[1] for call in cloud.calls()} == {"list"}
 
 
+@pytest.mark.parametrize("lives", [[], ["finish"]])
+def test_what_could_not_be_created_is_deleted_only_if_it_is_there(cloud, lives):
+    """Nothing goes on costing money, and nothing that is not there is said to."""
+    status, _, error = cloud.run(plan={"create": 7, "lives": lives})
+    assert status == 7
+    assert cloud.verbs("create", "delete") == ["create"] + ["delete"] * len(lives)
+    assert not (cloud.root / "state").exists()
+    assert "costs money" not in error
+
+
+def test_a_slice_that_somebody_else_has_deleted_is_not_said_to_cost_money(cloud):
+    """The training is lost, which is an error, but deleting what is gone is none."""
+    status, _, error = cloud.run(plan={"lives": ["removed"]})
+    assert status == 1
+    assert "could not be reached 10 times in a row" in error
+    assert cloud.verbs("create", "delete") == ["create", "delete"]
+    assert "costs money" not in error
+
+
 def test_a_slice_that_could_not_be_deleted_is_named(cloud):
     """It goes on costing money, so that is an error even after a training that went well."""
     status, _, error = cloud.run(plan={"lives": ["finish"], "delete": 9, "others": ["my", "tpu"]})
@@ -336,10 +441,16 @@ def test_local_says_which_process_failed_and_prints_what_it_would_run(tmp_path):
 @pytest.fixture
 def slurm(tmp_path):
     """Run slurm.sbatch as a job would be, against stubs that record what they are called with."""
+    fails = (  # $1 times in all
+        f"count=$(wc -l < '{tmp_path}/fails.%s' 2> /dev/null || echo 0)\n"
+        f"if ((count < %s)); then echo >> '{tmp_path}/fails.%s'; echo '%s' >&2; exit 1; fi\n"
+    )
+    unknown = "slurm_load_jobs error: Invalid job id specified"
     stubs = {
         "srun": "exit ${STATUS:-0}",
-        "squeue": "echo ${STATE-RUNNING}",
-        "scontrol": "",
+        "squeue": fails % ("q", "${UNKNOWN:-0}", "q", unknown) + "echo ${STATE-RUNNING}",
+        "scontrol": fails % ("c", "${BUSY:-0}", "c", "Unable to contact slurm controller"),
+        "sleep": "",
         "a python": "",
     }
     for name, ends in stubs.items():
@@ -385,6 +496,10 @@ def test_slurm_starts_the_training_with_its_arguments(slurm, tmp_path):
         ({"STATUS": "143", "SLURM_RESTART_COUNT": "20"}, False, "MAX_RESTARTS is 20"),
         ({"STATUS": "143", "STATE": "COMPLETING"}, False, "the job is COMPLETING"),
         ({"STATUS": "143", "STATE": ""}, False, "the job is gone"),
+        ({"STATUS": "143", "UNKNOWN": "3"}, True, ""),
+        ({"STATUS": "143", "UNKNOWN": "4"}, False, "squeue does not say whether the job is"),
+        ({"STATUS": "143", "BUSY": "3"}, True, ""),
+        ({"STATUS": "143", "BUSY": "4"}, True, "could not be put back"),
         ({"STATUS": "1"}, False, ""),
         ({"STATUS": "137"}, False, ""),
         ({"STATUS": "0"}, False, ""),
@@ -396,6 +511,7 @@ def test_slurm_puts_back_what_was_stopped_and_nothing_else(slurm, variables, req
     assert result.returncode == int(variables["STATUS"])
     assert (["scontrol", "requeue", "41"] in calls) == requeued
     assert says in result.stderr
+    assert result.stderr.count("slurm.sbatch: stopped and saved; ") == bool(says)
 
 
 def test_slurm_names_what_is_missing_and_prints_what_it_would_run(slurm):
@@ -470,3 +586,72 @@ def test_the_jobset_gives_each_pod_its_place_and_time_to_save():
     (mount,) = container["volumeMounts"]
     assert flags["config.workdir"].startswith(mount["mountPath"] + "/")
     assert mount["name"] in [volume["name"] for volume in pod["volumes"]]
+
+
+def fields(node, path=""):
+    """Yield every object of a JobSet after where it stands, from the Job or pod that it is of."""
+    path = {"spec.replicatedJobs.template": "JOB", "JOB.spec.template": "POD"}.get(path, path)
+    if isinstance(node, dict):
+        yield path, node
+        for key, value in node.items():
+            yield from fields(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for item in node:
+            yield from fields(item, path)
+
+
+def test_the_jobset_is_what_the_api_takes():
+    """Fields that exist, names that DNS can hold, numbers and strings where each is asked for."""
+    text = JOBSET.read_text()
+    jobset = yaml.safe_load(text)
+    found = dict(fields(jobset))
+    assert found.keys() == JOBSET_FIELDS.keys()
+    for path, node in fields(jobset):
+        assert node.keys() <= set(JOBSET_FIELDS[path].split()), path
+    spec = jobset["spec"]
+    (group,) = spec["replicatedJobs"]
+    job = group["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    names = [jobset["metadata"]["name"], group["name"], spec["network"]["subdomain"]]
+    names += [container["name"], job["template"]["spec"]["volumes"][0]["name"]]
+    assert all(re.fullmatch("[a-z]([a-z0-9-]*[a-z0-9])?", name) for name in names)
+    pod = f"{jobset['metadata']['name']}-{group['name']}-0-{job['completions'] - 1}"
+    assert len(f"{pod}-abcde") <= 63  # the pod's own name has five letters more than its host name
+    assert f"jobset.sigs.k8s.io/jobset-name={jobset['metadata']['name']} " in text
+    environment = container["env"]
+    assert all(isinstance(entry.get("value", ""), str) for entry in environment)
+    assert all(("value" in entry) != ("valueFrom" in entry) for entry in environment)
+    assert len({entry["name"] for entry in environment}) == len(environment)
+    assert spec["failurePolicy"]["rules"][0]["action"] in {
+        "FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts",
+    }  # fmt: skip
+    assert job["podFailurePolicy"]["rules"][0]["action"] in {"FailJob", "Ignore", "Count"}
+    (marked,) = {re.search(r"(\d+),?  # hosts", line)[1] for line in text.splitlines()
+                 if line.endswith("  # hosts")}  # fmt: skip
+    assert (marked, text.count("  # hosts\n")) == (str(job["completions"]), 3)
+
+
+@pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:DeprecationWarning")
+def test_the_command_of_each_pod_is_one_that_the_training_takes(monkeypatch):
+    """Every flag and config field of it exists; the pods are the processes of one cluster."""
+    from absl import flags
+    from absl.testing import flagsaver
+
+    from hiercls_jax import experiment, main
+
+    monkeypatch.chdir(ROOT)
+    (group,) = yaml.safe_load(JOBSET.read_text())["spec"]["replicatedJobs"]
+    job = group["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    module, *words = container["command"][2:]
+    for index in range(job["completions"]):
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            sent = [word.replace("$(PROCESS_ID)", str(index)) for word in words]
+            monkeypatch.setattr(sys, "argv", [module, *sent])  # config files are found there
+            assert main.parse_flags(sys.argv) == [module]
+            experiment.check(main.CONFIG.value)
+            cluster = main._cluster()
+        assert (cluster.processes, cluster.process_id) == (job["completions"], index)
+        port = container["ports"][0]["containerPort"]
+        assert cluster.coordinator == f"hiercls-train-0-0.hiercls:{port}"

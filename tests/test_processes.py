@@ -55,16 +55,18 @@ def process_of(workdir, process_id) -> int:
 
 
 @pytest.fixture(scope="module")
-def runs(images, tmp_path_factory):
+def runs_and_outputs(images, tmp_path_factory):
     """Undisturbed runs by shape, and one that is stopped twice and resumed in another shape.
 
-    That one reads its images as it needs them, but for its second part, which holds them.
+    That one reads its images as it needs them, but for its second part, which holds them. Beside
+    each run's folder: what all its processes said, for every start.
     """
-    folders = {}
+    folders, outputs = {}, {"elastic": []}
     for shape in (ONE, *SHAPES):
         folders[shape] = tmp_path_factory.mktemp("x".join(map(str, shape))) / "run"
         status, out = finish(launch(images, folders[shape], shape))
         assert status == 0, out
+        outputs[shape] = [out]
     folders["elastic"] = tmp_path_factory.mktemp("elastic") / "run"
     streaming = "--config.run.streaming=True"
     for shape, stop, *more in (((2, 2), 7, streaming), (ONE, 16), ((4, 1), None, streaming)):
@@ -76,7 +78,14 @@ def runs(images, tmp_path_factory):
             os.kill(pid, signal.SIGTERM)  # one of them is told, all of them stop
         status, out = finish(process)
         assert status == (0 if stop is None else 143), out
-    return folders
+        outputs["elastic"].append(out)
+    return folders, outputs
+
+
+@pytest.fixture(scope="module")
+def runs(runs_and_outputs):
+    """The folders of the runs alone."""
+    return runs_and_outputs[0]
 
 
 @pytest.mark.parametrize("run", [*SHAPES, "elastic"], ids=str)
@@ -101,7 +110,7 @@ def test_shape_does_not_change_training(runs, run):
 
 @pytest.mark.parametrize("run", [*SHAPES, "elastic"], ids=str)
 def test_shape_does_not_change_predictions(runs, run):
-    """Every image is predicted once, in order, whoever predicted it; one report is written."""
+    """Every image is predicted once, in order, whoever predicted it."""
     with (
         np.load(runs[ONE] / "predictions.npz", allow_pickle=False) as one,
         np.load(runs[run] / "predictions.npz", allow_pickle=False) as many,
@@ -111,6 +120,18 @@ def test_shape_does_not_change_predictions(runs, run):
             np.testing.assert_allclose(many[name], one[name], atol=5e-3)
     results = json.loads((runs[run] / "results.json").read_text())
     assert results["steps"] == {"merge1": STEPS}
+
+
+@pytest.mark.parametrize("run", [ONE, *SHAPES, "elastic"], ids=str)
+def test_the_first_process_alone_writes_and_talks(runs_and_outputs, run):
+    """One report, when a run ends; one TensorBoard file for each start; each record said once."""
+    folder, outputs = (some[run] for some in runs_and_outputs)
+    assert [out.count("wrote to ") for out in outputs] == [0] * (len(outputs) - 1) + [1]
+    assert [out.count("; workdir ") for out in outputs] == [1] * len(outputs)
+    assert len(list(folder.glob("**/events.out.tfevents.*"))) == len(outputs)
+    for out in outputs:  # writers that begin in the same second share a file, but all talk
+        told = re.findall(r"^merge1 \d+/\d+ \w+:", out, re.M)
+        assert len(told) == len(set(told))
 
 
 def test_ctrl_c_ends_all_processes_and_saves(images, tmp_path):
