@@ -42,9 +42,9 @@ from hiercls_jax.evaluation.probabilities import LevelTables
 from hiercls_jax.evaluation.tables import open_table, read_labels
 from hiercls_jax.hierarchy import cifar100 as cifar100_hierarchy
 from hiercls_jax.training.optimizer import make_optimizer, make_schedule
+from tests.faults import MEMORY
 
 ROOT = Path(__file__).parents[2]
-MEMORY = 3 * 2**28  # bytes by which the process may grow
 GUARD = 4 * MEMORY  # of address space, for the sake of the machine; some libraries reserve much
 TREE = Hierarchy(("coarse", "fine"), (("a", "b"), ("c", "d", "e")), ((0, 0, 1),))
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)

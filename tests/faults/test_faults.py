@@ -1,15 +1,17 @@
 """Whatever readers are fed, and however trainings are broken, nothing is lost."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.faults import inputs
+from tests.faults import faults, inputs, training
 
 ROOT = Path(__file__).parents[2]
+REFUSED = "error: File exists, and no checkpoint is whole"
 
 # How ml_collections reads a config file.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:DeprecationWarning")
@@ -24,6 +26,42 @@ def test_readers_accept_or_refuse_in_one_line(reader, tmp_path):
     tally = inputs.tally(dataclasses.replace(reader, bombs={}), 12, tmp_path / "inputs")
     assert not tally.failures
     assert tally.inputs >= 12
+
+
+@pytest.mark.parametrize("name", ["a file where a folder", "a bit of every checkpoint"])
+@pytest.mark.parametrize(
+    ("ends", "outcome"),
+    [
+        ([(1, REFUSED), (1, REFUSED)], "clear error"),
+        ([(1, REFUSED), (0, "")], "lost"),
+        ([(1, REFUSED), (1, "Traceback")], "lost"),
+        ([(0, ""), (1, REFUSED)], "lost"),
+        ([(1, REFUSED), (1, REFUSED), "removed"], "lost"),
+    ],
+    ids=["twice", "only at first", "then a traceback", "only then", "files gone"],
+)
+def test_an_error_that_stays_is_met_twice(tmp_path, monkeypatch, name, ends, outcome):
+    """It is clear where the command, given again, is refused again, and has removed nothing."""
+    for step in (9, 18):
+        file = tmp_path / "stopped" / "checkpoints" / f"step_{step:08}" / "array"
+        file.parent.mkdir(parents=True)
+        file.write_text("numbers")
+    commands = iter(ends[:2])
+
+    class Ended:
+        def __init__(self, images, workdir, *_):
+            self.workdir = workdir
+
+        def finish(self):
+            end = next(commands)
+            if ends[2:] and end is ends[1]:
+                shutil.rmtree(tmp_path / "try")
+            return end
+
+    monkeypatch.setattr(training, "start", Ended)
+    fault = next(f for f in faults.FAULTS if f.name.startswith(name))
+    assert faults.attempt(fault, 0, tmp_path, {1: 1.0})[0] == outcome
+    assert next(commands, None) is None or outcome == "lost"
 
 
 @pytest.mark.faults
