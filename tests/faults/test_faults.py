@@ -28,6 +28,96 @@ def test_readers_accept_or_refuse_in_one_line(reader, tmp_path):
     assert tally.inputs >= 12
 
 
+def through_a_link_to_a_file(own, outside):
+    (own / "link").symlink_to(outside / "file")
+    (own / "link").write_text("x")
+
+
+def through_a_link_to_nothing(own, outside):
+    (own / "link").symlink_to(outside / "new")
+    (own / "link").write_text("x")
+
+
+def through_a_link_to_a_folder(own, outside):
+    (own / "link").symlink_to(outside)
+    (own / "link" / "new").write_text("x")
+
+
+def above_a_link_to_a_folder(own, outside):
+    (own / "link").symlink_to(outside / "folder")
+    (own / "link" / ".." / "new").write_text("x")
+
+
+def rename_into_a_linked_folder(own, outside):
+    (own / "link").symlink_to(outside)
+    (own / "file").rename(own / "link" / "new")
+
+
+def remove_from_a_linked_folder(own, outside):
+    (own / "link").symlink_to(outside)
+    (own / "link" / "file").unlink()
+
+
+def change_the_mode_through_a_link(own, outside):
+    (own / "link").symlink_to(outside / "file")
+    (own / "link").chmod(0o600)
+
+
+def link_hard(own, outside):
+    (own / "link").hardlink_to(outside / "file")
+
+
+def beside_with_a_name_that_begins_alike(own, outside):
+    own.with_name(f"{own.name}-sibling.txt").write_text("x")
+
+
+def make_a_folder_outside(own, outside):
+    (outside / "new").mkdir()
+
+
+ESCAPES = [
+    through_a_link_to_a_file, through_a_link_to_nothing, through_a_link_to_a_folder,
+    above_a_link_to_a_folder, rename_into_a_linked_folder, remove_from_a_linked_folder,
+    change_the_mode_through_a_link, link_hard, beside_with_a_name_that_begins_alike,
+    make_a_folder_outside,
+]  # fmt: skip
+
+
+@pytest.fixture
+def own_and_outside(tmp_path):
+    """Two folders, each with a file and a folder."""
+    for name in ("own", "outside"):
+        (tmp_path / name / "folder").mkdir(parents=True)
+        (tmp_path / name / "file").write_text("precious")
+    return tmp_path / "own", tmp_path / "outside"
+
+
+@pytest.mark.parametrize("escape", ESCAPES, ids=lambda escape: escape.__name__)
+def test_the_watch_sees_what_leaves_the_folder(own_and_outside, escape):
+    """Whatever is written, removed or changed outside, by links or by a name that begins alike."""
+    with inputs._watched(own_and_outside[0]) as touched:
+        escape(*own_and_outside)
+    assert touched
+
+
+def test_the_watch_sees_nothing_else(own_and_outside, tmp_path):
+    """What is read anywhere, and what is done in the folder, by whichever of its names."""
+    own, outside = own_and_outside
+    (tmp_path / "name").symlink_to(own)
+    with inputs._watched(tmp_path / "name") as touched:
+        for here in (own, tmp_path / "name"):
+            (here / "link").symlink_to(outside / "file")
+            assert (here / "link").read_text() == "precious"
+            (here / "link").rename(here / "other")  # the link itself, not what it names
+            (here / "other").unlink()
+            (here / "inner").symlink_to(here / "file")
+            (here / "inner").write_text("x")
+            (here / "inner").unlink()
+            (here / "folder" / ".." / "new").mkdir()
+            (here / "new").rmdir()
+    assert not touched
+
+
 @pytest.mark.parametrize("name", ["a file where a folder", "a bit of every checkpoint"])
 @pytest.mark.parametrize(
     ("ends", "outcome"),
