@@ -37,13 +37,11 @@ def main(argv: list[str]) -> int:
         from hiercls_jax import grid
 
         return grid.main(argv[1:])
-    if argv[1:2] == ["compare"]:
-        from hiercls_jax import compare
-
-        return compare.main(argv[1:])
-    if argv[1:2] in (["adapt"], ["predict"], ["export"]):
+    if argv[1:2] in (["compare"], ["adapt"], ["predict"], ["export"]):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
-        if argv[1] == "adapt":
+        if argv[1] == "compare":
+            from hiercls_jax import compare as command
+        elif argv[1] == "adapt":
             from hiercls_jax import adapt as command
         else:
             from hiercls_jax import predict as command

@@ -10,16 +10,19 @@ makes comparison.md, the figures (SVG, PNG) and the tables (CSV, LaTeX). For eac
 are there it also writes report-NETWORK-VARIANT.html, the page of the ensemble of all its seeds. A
 run that is not finished, or whose predictions are missing or damaged, is named and left out.
 
-Exit status: 0 done; 1 an error that the last line explains; 2 a wrong command line.
+Exit status: 0 done; 1 an error that the last line explains; 2 a wrong command line; 130 stopped by
+Ctrl-C, 143 by SIGTERM. Every file is whole or not there.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -69,12 +72,13 @@ def main(argv: Sequence[str]) -> int:
     try:
         first = Path(sources[0])
         out = Path(flag_values.out or (first if first.is_dir() else first.parent))
-        _compare([Path(s) for s in sources], out)
+        _compare([Path(s) for s in sources], out, argv[1:])
     except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # it may say where
+        where = str(stop) or "before anything was written"
+        print(f"stopped {where}, and the same command begins anew", file=sys.stderr)
         return 130
     return 0
 
@@ -94,26 +98,37 @@ class Runs:
     cells: dict[tuple[str, str], dict[int, tuple[Path, dict, dict[str, Predictions]]]]
 
 
-def _compare(sources: Sequence[Path], out: Path) -> None:
+def _compare(sources: Sequence[Path], out: Path, command: Sequence[str]) -> None:
     parts, found = [], []
     for source in sources:
-        if source.is_dir():
-            found.append(find(source))
-            parts.append(distil(found[-1]))
-        else:
-            parts.append(summary.load(source))
-    whole = summary.merge(parts)
-    out.mkdir(parents=True, exist_ok=True)
-    if found or len(sources) > 1:
-        summary.save(out / SUMMARY, whole)
-        # What is shown is made from the file, so that it can be made from the file again.
-        whole = summary.load(out / SUMMARY)
-    written = comparison.write(out, whole)
-    for runs in found:
-        written += write_pages(out, runs)
-    for cell in whole.cells.values():
-        print(f"{cell.arch} {cell.variant}: seeds {', '.join(map(str, cell.seeds))}")
-    print(f"wrote to {out}: {', '.join(written)}")
+        with _stopping(f"while {source} was read; nothing was written"):
+            if source.is_dir():
+                found.append(find(source))
+                parts.append(distil(found[-1]))
+            else:
+                parts.append(summary.load(source))
+    with _stopping(f"while {out} was written; each file there is whole"):
+        whole = summary.merge(parts)
+        out.mkdir(parents=True, exist_ok=True)
+        if found or len(sources) > 1:
+            summary.save(out / SUMMARY, whole)
+            # What is shown is made from the file, so that it can be made from the file again.
+            whole = summary.load(out / SUMMARY)
+        written = comparison.write(out, whole)
+        for runs in found:
+            written += write_pages(out, runs, command)
+        for cell in whole.cells.values():
+            print(f"{cell.arch} {cell.variant}: seeds {', '.join(map(str, cell.seeds))}")
+        print(f"wrote to {out}: {', '.join(written)}")
+
+
+@contextlib.contextmanager
+def _stopping(where: str) -> Iterator[None]:
+    """Let a Ctrl-C say what was going on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(where) from None
 
 
 def find(folder: Path) -> Runs:
@@ -175,9 +190,19 @@ def distil(runs: Runs) -> Summary:
     return Summary(runs.hierarchy, runs.labels, summary.alpha_grid(runs.hierarchy), cells)
 
 
-def write_pages(folder: Path, runs: Runs) -> list[str]:
-    """Write the page of each variant's ensemble of all seeds; return the files' names."""
+def write_pages(folder: Path, runs: Runs, command: Sequence[str]) -> list[str]:
+    """Write the page of each variant's ensemble of all seeds; return the files' names.
+
+    Args:
+      folder: to write to.
+      runs: of all variants.
+      command: the program's arguments, for the record.
+    """
     written = []
+    record = {
+        "command": shlex.join(["python", "-m", "hiercls_jax", "compare", *command]),
+        "environment": environment(),
+    }
     for (arch, variant), by_seed in runs.cells.items():
         every = [splits for _, _, splits in by_seed.values()]
         averaged = {split: ensemble.average([of[split] for of in every]) for split in every[0]}
@@ -188,7 +213,7 @@ def write_pages(folder: Path, runs: Runs) -> list[str]:
             runs.hierarchy,
             report.evaluate(averaged, runs.hierarchy),
             f"{variant}, {arch}, ensemble of seeds {seeds}",
-            record={"config": _common_config(by_seed), "environment": environment()},
+            record={**record, "config": _common_config(by_seed)},
         )
         written.append(f"report-{arch}-{variant}.html")
     return written

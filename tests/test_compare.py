@@ -47,14 +47,20 @@ def test_the_summary_alone_gives_every_file_again_byte_for_byte(compared, tmp_pa
         assert path.read_bytes() == (compared / path.name).read_bytes(), path.name
 
 
-def test_each_variant_whose_runs_are_there_has_the_page_of_its_ensemble(compared):
-    """Of the mean of both seeds' probabilities: its errors are those of the pair in the summary."""
+def test_each_variant_whose_runs_are_there_has_the_page_of_its_ensemble(runs, compared):
+    """Of the mean of both seeds' probabilities: its errors are those of the pair in the summary.
+
+    Its record has the command that made it, the config, the versions and the commit.
+    """
     cells = summary.load(compared / "summary.npz").cells
     for variant in VARIANTS:
         text = (compared / f"report-resnet20-{variant}.html").read_text(encoding="utf-8")
         assert f"{variant}, resnet20, ensemble of seeds 0, 1" in text
-        assert '"train.epochs"' in text
         data = page_data(text)
+        record = data["record"]
+        assert record["command"] == f"python -m hiercls_jax compare {runs} --out={compared}"
+        assert record["config"]["train.epochs"] == 20
+        assert record["environment"].keys() >= {"python", "jax", "commit"}
         wrong = cells["resnet20", variant].wrong["averaged"][2][0]
         for alpha in (0.0, 1.0, 2.0):
             errors = rates(data)[:, data["alphas"].index(alpha)]
@@ -201,6 +207,27 @@ def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):
     assert "train.epochs differ" in error(tmp_path / "other")
     assert "is there twice" in error(compared / "summary.npz", runs)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("at", "line"),
+    [
+        ("load", "stopped while {runs} was read; nothing was written"),
+        ("write", "stopped while {out} was written; each file there is whole"),
+    ],
+)
+def test_ctrl_c_says_where_and_how_to_go_on(runs, tmp_path, monkeypatch, capsys, at, line):
+    """In one line, with status 130."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare.predictions if at == "load" else compare.comparison, at, stop)
+    one, out = runs / "resnet20" / "merge1" / "seed-0", tmp_path / "out"
+    assert compare.main(["compare", str(one), f"--out={out}"]) == 130
+    line = line.format(runs=one, out=out)
+    assert capsys.readouterr().err == f"{line}, and the same command begins anew\n"
+    assert [path.name for path in out.glob("*")] == ["summary.npz"] * (at == "write")
 
 
 def test_a_grid_in_parts_compares_like_a_whole_one(runs, compared, tmp_path):

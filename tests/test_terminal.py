@@ -103,17 +103,19 @@ def test_a_pipe_gets_no_bar(tmp_path, capsys, work):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_whole_command_at_a_narrow_terminal(tmp_path):
+@pytest.mark.parametrize("asked", [{"FORCE_COLOR": "1"}, {"NO_COLOR": "1"}], ids=str)
+def test_a_whole_command_at_a_narrow_terminal(tmp_path, asked):
     """`adapt` with both streams on a terminal of 20 columns: its bars fit, its words are whole,
-    and nothing is coloured, whether NO_COLOR is set or a colour is asked for."""
+    and nothing is coloured, whether a colour is asked for or NO_COLOR is set."""
     rng = np.random.default_rng(0)
     (tmp_path / "tree.csv").write_text("cat,animal\ndog,animal\ncar,vehicle\n")
     for name, classes in (("pc", 2), ("pf", 3)):
         np.save(tmp_path / f"{name}.npy", rng.dirichlet(np.ones(classes), 50).astype(np.float32))
     screen = Screen(20)
+    inherited = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "20",
-        "TERM": "xterm-256color", "FORCE_COLOR": "1",
+        **inherited, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "20",
+        "TERM": "xterm-256color", **asked,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "hiercls_jax", "adapt", "--hierarchy=tree.csv", "--coarse=pc.npy",
@@ -144,6 +146,8 @@ for _ in range(10**9): pass
     [
         ["hiercls_jax.main", "--config=configs/merge1.py:quick"],
         ["hiercls_jax.main", "--config=configs/merge1.py:quick", "--nohuge_pages"],
+        ["hiercls_jax", "grid", "--config=configs/grid.py:quick"],
+        ["hiercls_jax", "compare", "runs"],
         ["hiercls_jax", "adapt", "--out=adapted"],
         ["hiercls_jax", "predict", "a.png"],
         ["hiercls_jax", "export", "--out=model"],

@@ -7,3 +7,5 @@ import sys
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).parents[1]))  # `small` and `small_run`, as in other tests
+
+MEMORY = 3 * 2**28  # bytes by which a process that reads may grow

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hiercls_jax.environment import commit
-from tests.faults import faults, training
+from tests.faults import MEMORY, faults, training
 
 OUTCOMES = ("survived", "clear error", "lost")
 
@@ -136,10 +136,14 @@ wrote this file, by commit {", ".join(commits)}, on {os.cpu_count()} CPU cores \
 
 A training of {training.STEPS} steps that saves after every few of them is broken, and its command
 given again. *Survived*: every array of the last checkpoint, every prediction and every line of
-`metrics.jsonl` (speeds aside) is, bit for bit, that of an undisturbed run. *Clear error*: it ended
-with a line that says what is wrong, also when it was given again, and what was there is there.
-*Lost*: anything else, such as a traceback, a hang, or another result. A seed decides the moment,
-the file or the bit; seeds are those from 0 on, less those whose moment came after the end.
+`metrics.jsonl` (speeds aside, and aside from the one line that a fault has itself cut, which may be
+missing) is, bit for bit, that of an undisturbed run. *Clear error*: it ended with a line that says
+what is wrong, also when it was given again, and what was there is there. *Lost*: anything else,
+such as a traceback, a hang, or another result. A seed decides the moment, the file or the bit;
+seeds are those from 0 on, less those whose moment came after the end.
+
+Commands are not started by a shell but forked from a process that has imported what they import,
+and the figures that they write are empty files: nothing is drawn.
 
 | fault | tries | survived | clear error | lost | seeds |
 |---|---|---|---|---|---|
@@ -159,9 +163,10 @@ the file or the bit; seeds are those from 0 on, less those whose moment came aft
 
 Drawn by Hypothesis with the seed 0: good files that were damaged, near-misses and nonsense, and
 bombs, which are small and would take a gigabyte. *Refused*: by the one kind of error that commands
-print in one line. *Else*: anything but that and being accepted, such as another exception, a file
-written or removed outside the input's folder, or a pickle that was loaded. *Memory*: by how much
-the process grew at most.
+print in one line. *Memory*: by how much the process grew at most. *Else*: anything but being
+refused or accepted, such as another exception, a file written or removed outside the input's folder
+(by Python: what libraries write by themselves is not seen), a pickle that was loaded, or a process
+that grew by more than {MEMORY >> 20} MiB.
 
 | reader | inputs | refused | accepted | else | memory |
 |---|---|---|---|---|---|

@@ -31,19 +31,16 @@ class Missed(Exception):
 class Scene:
     """Where a try takes place: its folder, what others it is compared with, its random numbers."""
 
-    folder: Path
+    workdir: Path  # of the command that is broken
     images: Path
     stopped: Path  # the workdir of a run that was stopped half-way
     seconds: float  # of the processor, from the opened workdir to the end of an undisturbed run
     rng: np.random.Generator
     processes: int
+    unharmed: Callable[[], bool] = lambda: True  # whether what was there before is there
 
-    @property
-    def workdir(self) -> Path:
-        return self.folder / "run"
-
-    def start(self, fault: Callable = lambda: None, workdir: Path | None = None) -> Running:
-        return training.start(self.images, workdir or self.workdir, fault, self.processes)
+    def start(self, fault: Callable = lambda: None) -> Running:
+        return training.start(self.images, self.workdir, fault, self.processes)
 
     def start_until(self, reached: Callable[[Running], bool]) -> Running:
         """Start one, and wait until it has reached something."""
@@ -159,15 +156,17 @@ def newest_damaged(truncate: bool) -> Callable[[Scene], Ended]:
 
 
 def all_damaged(scene: Scene) -> Ended:
-    """One bit of every checkpoint; the second command must be refused as the first one was."""
-    before = {path: path.stat().st_ino for path in _files(scene.workdir / "checkpoints")}
+    """One bit of every checkpoint."""
+    before = {path.stat().st_ino for path in _files(scene.workdir / "checkpoints")}
     for checkpoint in training.checkpoints(scene.workdir):
         files = [path for path in _files(checkpoint) if path.stat().st_size]
         _damage(files[scene.rng.integers(len(files))], scene.rng, truncate=False)
-    scene.start().finish()
-    status, out = scene.start().finish()
-    kept = {path.stat().st_ino for path in _files(scene.workdir / "checkpoints")}
-    return status, out if kept >= set(before.values()) else f"{out}\nfiles are gone"
+
+    def unharmed() -> bool:
+        return before <= {path.stat().st_ino for path in _files(scene.workdir / "checkpoints")}
+
+    scene.unharmed = unharmed
+    return scene.start().finish()
 
 
 def metrics_cut(scene: Scene) -> Ended:
@@ -183,15 +182,16 @@ def in_the_way(scene: Scene) -> Ended:
     """A file where the workdir or a folder of it should be, or a folder where a file should."""
     place = ["", "run", "checkpoints", "tensorboard", "config.json", "metrics.jsonl",
              "predictions.npz"][scene.rng.integers(7)]  # fmt: skip
-    workdir = scene.workdir / "run" if place in ("", "run") else scene.workdir
     obstacle = scene.workdir / place if place else scene.workdir
     obstacle.parent.mkdir(parents=True, exist_ok=True)
     if "." in place:
         obstacle.mkdir()
         obstacle = obstacle / "precious"
     obstacle.write_text("precious")
-    status, out = scene.start(workdir=workdir).finish()
-    return status, out if obstacle.read_text() == "precious" else f"{out}\nfiles are gone"
+    if place in ("", "run"):
+        scene.workdir = scene.workdir / "run"
+    scene.unharmed = lambda: obstacle.is_file() and obstacle.read_text() == "precious"
+    return scene.start().finish()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +206,8 @@ class Fault:
         had to notice.
       processes: that train together.
       stopped: it happens to a run that was stopped half-way, between two commands.
-      resumes: the same command again ends as if nothing had been; else the error stays.
+      resumes: the same command again ends as if nothing had been; else the error stays, and what
+        was there too.
       cut: lines of the metrics that are lost by the fault itself.
       mounts: it mounts a disk.
     """
@@ -286,15 +287,21 @@ def attempt(fault: Fault, seed: int, work: Path, seconds: dict[int, float]) -> t
     folder.mkdir(parents=True)
     rng = np.random.default_rng([seed, FAULTS.index(fault)])
     stopped = work / "stopped"
-    scene = Scene(folder, work / "images", stopped, seconds[fault.processes], rng, fault.processes)
+    scene = Scene(
+        folder / "run", work / "images", stopped, seconds[fault.processes], rng, fault.processes
+    )
     if fault.stopped:
         shutil.copytree(stopped, scene.workdir)
     try:
         status, out = fault.inflict(scene)
-        fate = _complaint(fault, status, out)
+        fate = _complaint(fault, scene, status, out)
         if fate is not None:
             return "lost", f"{fate}: {out[-2000:]}"
         if not fault.resumes:
+            status, out = scene.start().finish()
+            fate = _complaint(fault, scene, status, out)
+            if fate is not None:
+                return "lost", f"given again, {fate}: {out[-2000:]}"
             return "clear error", _last_line(out)
         if status != 0:
             said = _last_line(out)
@@ -323,7 +330,7 @@ def _last_line(out: str) -> str:
     return out.strip().splitlines()[-1] if out.strip() else ""
 
 
-def _complaint(fault: Fault, status: int | None, out: str) -> str | None:
+def _complaint(fault: Fault, scene: Scene, status: int | None, out: str) -> str | None:
     """What of the end of a command is not as it must be, or None."""
     if status is None:
         return "it hung"
@@ -331,7 +338,7 @@ def _complaint(fault: Fault, status: int | None, out: str) -> str | None:
         return f"status {status}"
     if fault.processes == 1 and "Traceback" in out:
         return "a traceback"
-    if "files are gone" in out:
+    if not scene.unharmed():
         return "files are gone"
     if status in (0, 1) and not re.search(fault.says, out):
         return "it does not say why"

@@ -16,6 +16,7 @@ import resource
 import shutil
 import sys
 import tarfile
+import tempfile
 import unittest.mock
 import warnings
 import zipfile
@@ -35,16 +36,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hiercls_jax import Hierarchy, experiment, hierarchy_sources, main, run
-from hiercls_jax.data import cifar100, folder
+from hiercls_jax.data import cifar100, folder, stream
 from hiercls_jax.errors import UserError, one_line
 from hiercls_jax.evaluation import predictions
 from hiercls_jax.evaluation.probabilities import LevelTables
 from hiercls_jax.evaluation.tables import open_table, read_labels
 from hiercls_jax.hierarchy import cifar100 as cifar100_hierarchy
 from hiercls_jax.training.optimizer import make_optimizer, make_schedule
+from tests.faults import MEMORY
 
 ROOT = Path(__file__).parents[2]
-MEMORY = 3 * 2**28  # bytes by which the process may grow
 GUARD = 4 * MEMORY  # of address space, for the sake of the machine; some libraries reserve much
 TREE = Hierarchy(("coarse", "fine"), (("a", "b"), ("c", "d", "e")), ((0, 0, 1),))
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
@@ -307,15 +308,20 @@ FOLDERS = st.lists(
 )
 
 
-def read_folder(value, where: Path) -> None:
-    """A good image folder with some entries more."""
-    root = where / "images"
-    outside = where / "outside.png"
-    outside.write_bytes(IMAGES[0])
+def good_folder(root: Path) -> Path:
+    """Write an image folder with one image of each class."""
     for split in ("train", "test"):
         for name in TREE.names[1]:
             (root / split / name).mkdir(parents=True)
             (root / split / name / "1.png").write_bytes(IMAGES[0])
+    return root
+
+
+def odd_folder(value, where: Path) -> Path:
+    """Write a good image folder with some entries more."""
+    root = good_folder(where / "images")
+    outside = where / "outside.png"
+    outside.write_bytes(IMAGES[0])
     for place, name, content in value:
         path = root / place / name
         with contextlib.suppress(FileExistsError, OSError):
@@ -330,7 +336,31 @@ def read_folder(value, where: Path) -> None:
                 links = {"outside": outside, "nowhere": where / "no", "itself": path, "up": root,
                          "secret": Path("/etc/hostname")}  # fmt: skip
                 path.symlink_to(links[content])
-    folder.read(root, TREE, 4)
+    return root
+
+
+def read_folder(value, where: Path) -> None:
+    folder.read(odd_folder(value, where), TREE, 4)
+
+
+# Each reserves address space, of which there is a limit.
+FEW_THREADS = unittest.mock.patch.object(stream, "THREADS", 4)
+
+
+def stream_folder(value, where: Path) -> None:
+    """Its images are looked at once, and decoded again when training needs them."""
+    with FEW_THREADS:
+        for split in folder.stream(odd_folder(value, where), TREE, 4).values():
+            split.read(np.arange(len(split)))
+
+
+def stream_changed(value: bytes, where: Path) -> None:
+    """An image is overwritten after it was looked at."""
+    root = good_folder(where / "images")
+    with FEW_THREADS:
+        train = folder.stream(root, TREE, 4)["train"]
+        (root / "train" / "d" / "1.png").write_bytes(value)
+        train.read(np.arange(len(train)))
 
 
 # Tables of probabilities and of labels.
@@ -519,13 +549,12 @@ ARCHIVES = st.one_of(
 
 
 def read_archive(value: bytes, where: Path) -> None:
-    """As one that was put in its place by hand, of the right size and sum, up to its writing."""
+    """As one that was put in its place by hand, of the right size and sum."""
     path = where / "downloads" / "cifar-100-binary.tar.gz"
     path.parent.mkdir()
     path.write_bytes(value)
     checksum = hashlib.sha256(value).hexdigest()
-    with unittest.mock.patch.object(cifar100, "_write"):
-        cifar100.prepare(where, "http://127.0.0.1:9/", checksum, len(value), COUNTS)
+    cifar100.prepare(where, "http://127.0.0.1:9/", checksum, len(value), COUNTS)
 
 
 def long_header(kind: bytes) -> bytes:
@@ -564,6 +593,9 @@ FOLDER_BOMBS = {
         ("train/c", "x.png", png(8, 8, zeros(16), (b"iCCP", b"x\0\0" + zeros(LARGE // 4))))
     ],
 }
+CHANGED_BOMBS = {  # the image alone
+    name: lambda make=make: make()[0][2] for name, make in FOLDER_BOMBS.items()
+}
 JSON_BOMBS = {
     "nested lists": lambda: b"[" * 10**6 + b"]" * 10**6,
     "a long number": lambda: b'{"levels": ' + b"9" * 10**6 + b"}",
@@ -588,6 +620,8 @@ READERS = (
     Reader("hierarchy: CSV", HIERARCHY_CSV, read_hierarchy(".csv")),
     Reader("hierarchy: lists, dicts, WordNet", SOURCES, read_source),
     Reader("image folder", FOLDERS, read_folder, FOLDER_BOMBS),
+    Reader("image folder, streamed", FOLDERS, stream_folder, FOLDER_BOMBS),
+    Reader("image that changes in a stream", damaged(IMAGES), stream_changed, CHANGED_BOMBS),
     Reader("probabilities, labels: .npy", NPY, read_table(".npy")),
     Reader("probabilities, labels: .npz", NPZ, read_table(".npz"), TABLE_BOMBS),
     Reader("probabilities, labels: CSV", CSV, read_table(".csv"), CSV_BOMBS),
@@ -665,7 +699,8 @@ def _refused(reader: Reader, value, where: Path) -> bool:
 
 @contextlib.contextmanager
 def _environment(where: Path):
-    """An own cache, an own home, no output, no warnings of libraries, and a limit of memory."""
+    """Own folders for cache, home and temporary files, no output, no warnings of libraries, and a
+    limit of memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     own = {"XDG_CACHE_HOME": str(where / "cache"), "HOME": str(where / "home")}
@@ -673,6 +708,7 @@ def _environment(where: Path):
     try:
         with (
             unittest.mock.patch.dict(os.environ, own),
+            unittest.mock.patch.object(tempfile, "tempdir", str(where)),
             contextlib.redirect_stdout(io.StringIO()),
             warnings.catch_warnings(),
         ):
@@ -686,6 +722,7 @@ _WRITES = {
     "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate",
     "os.chmod", "os.chown", "os.utime", "shutil.rmtree",
 }  # fmt: skip
+_FOLLOWS = {"os.link", "os.truncate", "os.chmod", "os.chown", "os.utime"}  # links to their targets
 _NEVER = {"pickle.find_class", "os.system", "subprocess.Popen", "socket.connect", "os.exec"}
 _touched: list[str] | None = None
 _inside = ""
@@ -698,23 +735,33 @@ def _audit(event: str, arguments: tuple) -> None:
         _touched.append(f"{event} {arguments!r:.100}")
     elif event in _WRITES:
         paths = [a for a in arguments if isinstance(a, str | bytes | os.PathLike)]
-        if event in ("os.symlink", "os.link"):
+        if event == "os.symlink":  # a hard link is another name of a file, and a way to it
             paths = paths[-1:]
-        if any(not _is_inside(path) for path in paths):
+        if any(not _is_inside(path, event in _FOLLOWS) for path in paths):
             _touched.append(f"{event} {paths}")
     elif event == "open":
         path, mode, how = arguments
         writes = how & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(how, int) else 0
-        if (writes or set(str(mode)) & set("wax+")) and not _is_inside(path):
+        if (writes or set(str(mode)) & set("wax+")) and not _is_inside(path, follow=True):
             _touched.append(f"open {path!r} {mode} {how}")
 
 
-def _is_inside(path) -> bool:
+def _is_inside(path, follow: bool) -> bool:
+    """Whether a path leads into the watched folder; `follow` its last part too, if it is a link."""
     if isinstance(path, int):  # a descriptor, of a file that was opened by its name
         return True
-    full = os.path.abspath(os.fsdecode(path))
-    own = _inside, str(jax.config.jax_compilation_cache_dir)
-    return full.startswith(own) or "__pycache__" in full or full == os.devnull
+    path = os.fsdecode(path)
+    parent, name = os.path.split(path)
+    if follow or name in ("", ".", ".."):
+        full = os.path.realpath(path)
+    else:
+        full = os.path.join(os.path.realpath(parent), name)
+    own = [_inside, os.path.realpath(jax.config.jax_compilation_cache_dir or _inside)]
+    return (
+        any(full == folder or full.startswith(folder + os.sep) for folder in own)
+        or "__pycache__" in full.split(os.sep)
+        or full == os.devnull
+    )
 
 
 sys.addaudithook(_audit)
@@ -722,9 +769,13 @@ sys.addaudithook(_audit)
 
 @contextlib.contextmanager
 def _watched(where: Path):
-    """Yield a list of what is written, removed or run outside a folder."""
+    """Yield a list of what is written, removed or run outside a folder, by whatever links.
+
+    Python tells of all that it does itself; what a library writes, such as TFDS's array_record
+    files, it does not know.
+    """
     global _touched, _inside
-    _touched, _inside = [], str(where)
+    _touched, _inside = [], os.path.realpath(where)
     try:
         yield _touched
     finally:
