@@ -10,7 +10,6 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-LIMIT = 240  # seconds for a whole notebook
 QUICK = ("adjust",)  # the others train, which takes a minute each
 EXECUTED = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.notebooks)
@@ -45,19 +44,17 @@ def test_notebook_is_where_it_says(path):
 def test_notebook_runs(path, tmp_path, monkeypatch, capsys):
     """Every cell runs without an error or a warning on its stderr, and something is drawn.
 
-    In 240 s, start of the kernel included. The pages promise two minutes on two cores; a machine of
-    CI may be slower, or share its cores, and twice as long is no sign of a slower notebook.
+    How long it took is printed, not tested: the machine may be slow, or share its cores.
     """
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))  # the checkout, with its results
     notebook = nbformat.read(path, 4)
     resources = {"metadata": {"path": tmp_path}}
     began = time.monotonic()
-    nbclient.NotebookClient(notebook, timeout=LIMIT, resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
     seconds = time.monotonic() - began
     with capsys.disabled():
         print(f"{path.name} ran in {seconds:.0f} s")
-    assert seconds < LIMIT
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert any("image/png" in out.get("data", {}) for out in outputs)
     stderr = [out.text for out in outputs if out.get("name") == "stderr"]
