@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from made_up import THREE, predictions
 
+from hiercls_jax import Hierarchy
 from hiercls_jax.evaluation import page, report
+from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import cifar100
 
 try:
@@ -26,6 +28,11 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
 DESKTOP, PHONE = (1200, 800), (360, 740)
+FEW = Hierarchy(
+    ("coarse", "fine"),
+    (("round", "straight"), ("zero", "six", "one", "four", "seven", "eleven")),
+    ((0, 0, 1, 1, 1, 1),),
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +73,27 @@ def reports(tmp_path_factory):
         )  # fmt: skip
         written[name] = (folder / f"{name}.html", hierarchy, results)
     return written
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A page of few images after one epoch: `coarse` is sure and right, of `eleven` are none.
+
+    Alpha is all but 1, and the levels agree: what adaptation changes is `fine` alone.
+    """
+    split = predictions(FEW, 60)
+    there = split.labels["fine"] != 5
+    labels = {level: y[there] for level, y in split.labels.items()}
+    sure = np.where(np.arange(2) == labels["coarse"][:, None], 0.98, 0.02).astype(np.float32)
+    split = Predictions({"coarse": sure, "fine": split.probs["fine"][there]}, labels)
+    path = tmp_path_factory.mktemp("few") / "report.html"
+    page.write(
+        path, page.Evidence.of(split, FEW), FEW, 1.0002, "few", chosen="given",
+        training={"merge1": [{"split": "train", "epoch": 1.0, "error_fine": 0.5, "loss_fine": 1.5}]},
+        measures=report.evaluate({"test": split}, FEW)["measures"],
+        record={"config": {"optimizer.learning_rate_of_a_long_name": 0.2}},
+    )  # fmt: skip
+    return path
 
 
 def small_images(count: int):
@@ -330,6 +358,21 @@ def test_the_gallery_has_images_and_both_kinds(opened, reports):
     assert gallery.locator("img").first.evaluate("image => image.naturalWidth") == 8
     gallery.locator(".more").click()
     assert gallery.locator(".card").count() == 24
+
+
+def test_the_gallery_opens_on_something(opened, few):
+    """On a level and a kind that has cards; the buttons have counts; where none is, it says so."""
+    tab = opened(few)
+    gallery = tab.locator("#gallery")
+    fixed = tab.locator("#fixed-1").text_content()
+    assert gallery.locator("[aria-pressed=true]").all_text_contents() == [
+        f"✓ fixed {fixed}",
+        f"fine {fixed}",
+    ]
+    assert gallery.locator(".card").count() == min(6, int(fixed)) > 0
+    gallery.get_by_role("button", name="coarse 0").click()
+    assert gallery.locator(".lead").text_content().startswith("No test image whose coarse")
+    assert gallery.get_by_role("button", name="✓ fixed 0").count() == 1
 
 
 def test_without_labels(opened, tmp_path):

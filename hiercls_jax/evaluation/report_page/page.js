@@ -657,8 +657,9 @@
     if (!data.gallery?.cards.length) return $("gallery").remove();
     const chosen = data.alphas[CHOSEN];
     const FIRST = 6; // shown before one asks for more
-    let level = 0;
-    let kind = "fixed";
+    const { groups } = data.gallery;
+    let kind = groups.some(({ fixed }) => fixed.length) ? "fixed" : "broken";
+    let level = groups.findIndex((group) => group[kind].length); // there is something to see
     const cards = part("gallery", ".cards");
     const more = make("button", { type: "button", class: "more" });
     cards.after(more);
@@ -704,9 +705,17 @@
       const image = item.image && make("img", { src: item.image, alt: `${data.noun} ${item.row}: ${path[LEVELS - 1]}`, class: item.image.startsWith("data:image/png") ? "small" : null });
       return make("article", { class: image ? "card" : "card bare" }, ...(image ? [image] : []), what, ...data.levels.map((_, at) => opinions(item, at)));
     }
+    const total = (level, kind) => (kind === "fixed" ? fixed : broken)[level * STEPS + CHOSEN];
+    const tallies = [];
+    function option(value, text, number) {
+      const tally = make("small");
+      tallies.push(() => (tally.textContent = count(number())));
+      return [value, make("span", {}, `${text} `, tally)];
+    }
     function show() {
-      const changed = data.gallery.groups[level][kind].map((i) => data.gallery.cards[i]);
-      const all = (kind === "fixed" ? fixed : broken)[level * STEPS + CHOSEN];
+      const changed = groups[level][kind].map((i) => data.gallery.cards[i]);
+      const all = total(level, kind);
+      tallies.forEach((tell) => tell());
       cards.replaceChildren(...changed.slice(0, FIRST).map(card));
       const rest = changed.slice(FIRST).map(card);
       more.hidden = !rest.length;
@@ -717,18 +726,20 @@
         rest[0].tabIndex = -1;
         rest[0].focus();
       };
-      const some = changed.length < all ? `${changed.length} of the ${count(all)} ${NOUN}, drawn at random,` : `${all === 1 ? `The 1 ${data.noun}` : `All ${count(all)} ${NOUN}`}`;
+      let some = all ? `The 1 ${data.noun}` : `No ${data.noun}`;
+      if (all > 1) some = `All ${count(all)} ${NOUN}`;
+      if (all > changed.length) some = `${changed.length} of the ${count(all)} ${NOUN}, drawn at random,`;
       part("gallery", ".lead").textContent =
         `${some} whose ${data.levels[level]} prediction adaptation ${kind}. Before is α = 0, after is α = ${alphaText(chosen)}; ` +
         "✓ marks the true class. The strip shows at which α the level is right, and where the slider is.";
     }
     part("gallery", ".controls").append(
-      choices("what happened", [["fixed", "✓ fixed"], ["broken", "✗ broken"]], kind, (value) => {
+      choices("what happened", [["fixed", "✓ fixed"], ["broken", "✗ broken"]].map(([k, text]) => option(k, text, () => total(level, k))), kind, (value) => {
         kind = value;
         show();
       }),
       make("label", {}, "on level "),
-      choices("the level", data.levels.map((name, i) => [i, name]), level, (value) => {
+      choices("the level", data.levels.map((name, i) => option(i, name, () => total(i, kind))), level, (value) => {
         level = value;
         show();
       }),
