@@ -89,7 +89,7 @@ def few(tmp_path_factory):
     path = tmp_path_factory.mktemp("few") / "report.html"
     page.write(
         path, page.Evidence.of(split, FEW), FEW, 1.0002, "few", chosen="given",
-        training={"merge1": [{"split": "train", "epoch": 1.0, "error_fine": 0.5, "loss_fine": 1.5}]},
+        training={"merge1": [{"split": "train", "epoch": 1.0, "error_fine": 0.5, "loss_fine": 2}]},
         measures=report.evaluate({"test": split}, FEW)["measures"],
         record={"config": {"optimizer.learning_rate_of_a_long_name": 0.2}},
     )  # fmt: skip
@@ -373,6 +373,15 @@ def test_the_gallery_opens_on_something(opened, few):
     gallery.get_by_role("button", name="coarse 0").click()
     assert gallery.locator(".lead").text_content().startswith("No test image whose coarse")
     assert gallery.get_by_role("button", name="✓ fixed 0").count() == 1
+
+
+def test_one_epoch_is_a_point(opened, few):
+    """A curve of one record is no line, and is seen all the same."""
+    tab = opened(few)
+    assert tab.locator("#training .panel").count() == 2
+    for plot in tab.locator("#training svg").all():
+        inside, dot = plot.bounding_box(), plot.locator("circle.dot").bounding_box()
+        assert inside["y"] < dot["y"] < inside["y"] + inside["height"]
 
 
 def test_without_labels(opened, tmp_path):

@@ -808,7 +808,9 @@
           inside: ({ svg, x, y }) => {
             for (const { split, level, points } of series) {
               const path = draw("path", { class: split === "train" ? "faint" : "curve", d: line(points.map(([a, b]) => [x(a), y(b)])) });
-              svg.append(draw("g", { class: paint(level) }, path));
+              const [[cx, cy]] = points.map(([a, b]) => [x(a), y(b)]);
+              const alone = points.length > 1 ? [] : [draw("circle", { class: "dot", cx, cy, r: 5, opacity: split === "train" ? 0.5 : 1 })];
+              svg.append(draw("g", { class: paint(level) }, path, ...alone));
             }
           },
         });
