@@ -375,6 +375,55 @@ def test_the_gallery_opens_on_something(opened, few):
     assert gallery.get_by_role("button", name="✓ fixed 0").count() == 1
 
 
+def test_alphas_that_read_the_same_are_one_button(opened, few):
+    """A chosen alpha of 1.0002 stands for the 1 that it is as good as."""
+    assert opened(few).locator("#presets button").all_text_contents() == ["0", "1.00 ★", "2"]
+
+
+def test_the_meter_is_of_all_probability(opened, reports):
+    """The bar is as long as the number beside it says, which stands beside the one at alpha 0."""
+    tab = opened(reports["two"][0])
+    change = tab.locator("#changes .change").last
+    for alpha in (0, 0.5, 2):
+        move(tab, alpha)
+        now, start = map(float, re.findall(r"([\d.]+) %", change.text_content()))
+        assert now == pytest.approx(abs(1 - alpha) * start, abs=0.11)  # two roundings to 0.1
+        long, all_of_it = (
+            tab.locator(f"#changes {part}").evaluate("part => part.getBoundingClientRect().width")
+            for part in (".meter i", ".meter")
+        )
+        assert 100 * long / all_of_it == pytest.approx(now, abs=0.1)
+
+
+def test_the_scatter_shows_where_the_points_were(opened, few):
+    """Where the levels agree and all points are on the diagonal, those of alpha 0 are off it."""
+    tab = opened(few)
+    off = tab.evaluate(
+        """() => {
+          const canvas = document.querySelector("#scatter canvas");
+          const { width, height } = canvas;
+          const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+          let off = 0;
+          for (let i = 0; i < width * height; i++) {
+            const away = (i % width) + Math.floor(i / width) - width;
+            if (data[4 * i + 3] && Math.abs(away) > 20) off++;
+          }
+          return off;
+        }"""
+    )
+    assert off > 50
+    assert tab.locator("#apart").text_content() == "0.000"
+    assert tab.locator("#scatter .lead").text_content().startswith("Each point is a test image:")
+
+
+def test_counts_of_few_images_are_steps(opened, few):
+    """Fixed and broken are drawn as the errors are: no line runs aslant."""
+    paths = opened(few).locator("#changes .curve")
+    assert paths.count() == 4
+    for path in paths.all():
+        assert re.fullmatch(r"M[\d.]+ [\d.]+([HV][\d.]+)+", path.get_attribute("d"))
+
+
 def test_one_epoch_is_a_point(opened, few):
     """A curve of one record is no line, and is seen all the same."""
     tab = opened(few)

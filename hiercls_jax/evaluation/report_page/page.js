@@ -140,10 +140,10 @@
   function bar() {
     slider.max = STEPS - 1;
     slider.addEventListener("input", () => moveTo(Number(slider.value)));
-    const settings = new Map([[0, "0"], [1, "1"], [LARGEST, alphaText(LARGEST).replace(/\.?0+$/, "")]]);
     const chosen = data.alphas[CHOSEN];
-    settings.set(chosen, `${alphaText(chosen)} ★`);
-    const sorted = [...settings].sort((a, b) => a[0] - b[0]);
+    const others = [0, 1, LARGEST].filter((alpha) => alphaText(alpha) !== alphaText(chosen)); // not two that read the same
+    const settings = [...others.map((alpha) => [alpha, alphaText(alpha).replace(/\.?0+$/, "")]), [chosen, `${alphaText(chosen)} ★`]];
+    const sorted = settings.sort((a, b) => a[0] - b[0]);
     const buttons = sorted.map(([alpha, text]) =>
       make(
         "button",
@@ -364,9 +364,9 @@
           const cursor = draw("line", { class: "cursor", y1: frame.top, y2: frame.bottom });
           svg.append(cursor);
           const dots = kinds.map(([kind, , , counts]) => {
-            const points = data.alphas.map((a, s) => [x(a), y(counts[level * STEPS + s])]);
+            const path = steps({ alphas: data.alphas, errors: counts.subarray(level * STEPS, (level + 1) * STEPS), exact: true }, x, y);
             const dot = draw("circle", { class: "dot", r: 5 });
-            svg.append(draw("g", { class: kind }, draw("path", { class: kind === "bad" ? "curve dashed" : "curve", d: line(points) }), dot));
+            svg.append(draw("g", { class: kind }, draw("path", { class: kind === "bad" ? "curve dashed" : "curve", d: path }), dot));
             return { dot, counts };
           });
           place = () => {
@@ -386,9 +386,8 @@
     const gaps = Object.entries(data.gap).map(([pair, gap]) => {
       const number = make("strong");
       const meter = make("i");
-      host.append(
-        make("div", { class: "change" }, make("h3", {}, `${pair} `), make("div", { class: "tallies" }, "mass on which they disagree: ", number), make("div", { class: "meter" }, meter)),
-      );
+      const said = make("div", { class: "tallies" }, "probability on which they differ: ", number, make("span", { class: "quiet" }, `${percent(gap, 1)} at α = 0`));
+      host.append(make("div", { class: "change" }, make("h3", {}, pair.replace("/", " and ")), said, make("div", { class: "meter" }, meter)));
       return { gap, number, meter };
     });
     onAlpha(() => {
@@ -404,8 +403,9 @@
         place();
       }
       for (const { gap, number, meter } of gaps) {
-        number.textContent = percent(Math.abs(1 - alpha) * gap, 1);
-        meter.style.width = `${100 * Math.abs(1 - alpha)}%`;
+        const now = Math.abs(1 - alpha) * gap;
+        number.textContent = percent(now, 1);
+        meter.style.width = `${100 * now}%`;
       }
     });
   }
@@ -417,6 +417,8 @@
     const select = part("scatter", "select");
     const host = part("scatter", ".plot");
     const note = part("scatter", ".note");
+    part("scatter", ".lead").textContent =
+      `Each point is a ${data.noun}: what the class's own level says, P, against the sum over the classes below, Q. On the diagonal the levels agree.`;
     const canvas = make("canvas", { "aria-hidden": "true" });
     host.append(canvas);
     const groups = new Map();
@@ -441,6 +443,9 @@
       context.clearRect(0, 0, side + 8, side + 8);
       const total = item.p.length;
       const first = total - item.members;
+      context.fillStyle = style.getPropertyValue("--ghost"); // where they are at alpha 0
+      context.globalAlpha = 1;
+      for (let i = 0; i < total; i++) context.fillRect(3 + (item.p[i] / 65535) * side, 3 + (1 - item.q[i] / 65535) * side, 2, 2);
       let apart = 0;
       for (let i = 0; i < total; i++) {
         if (i === 0 || i === first) {
@@ -459,6 +464,7 @@
       const all = item.seen > total ? `${count(total)} of the ${count(item.seen)} ${NOUN}, drawn at random,` : `the ${count(total)} ${NOUN}`;
       note.replaceChildren();
       const key = (kind, text) => make("span", { class: "key", style: `--k: var(${kind})` }, make("i"), text);
+      note.append(key("--ghost", "at α = 0"));
       if (data.labelled) note.append(key("--good", `of this class (${count(item.members)})`), key("--other", `of other classes (${count(first)})`));
       note.append(`Shown: ${all} with P or Q of at least 1 %. Their mean |P − Q|: `, make("strong", { id: "apart" }, (total ? apart / total : 0).toFixed(3)), ".");
       canvas.dataset.level = level;
@@ -469,7 +475,7 @@
       y: [0, 1],
       labels: ["P, of the class itself", "Q, of the classes below it"],
       height: (w) => w - 10, // a square inside
-      describe: "P against Q of each sample",
+      describe: `P against Q of each ${data.noun}`,
       inside: ({ svg, x, y, frame }) => {
         svg.append(draw("line", { class: "axis dashed", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
         const side = frame.right - frame.left + 8;
