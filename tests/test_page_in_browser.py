@@ -10,7 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made_up import THREE, predictions
+from made_up import THREE, page_data, predictions
 
 from hiercls_jax import Hierarchy
 from hiercls_jax.evaluation import page, report
@@ -431,6 +431,22 @@ def test_one_epoch_is_a_point(opened, few):
     for plot in tab.locator("#training svg").all():
         inside, dot = plot.bounding_box(), plot.locator("circle.dot").bounding_box()
         assert inside["y"] < dot["y"] < inside["y"] + inside["height"]
+
+
+def test_reliability_of_few_is_small(opened, few):
+    """Points are larger the more images they stand for, and no line joins those of one or two."""
+    tab = opened(few)
+    for svg, level in zip(
+        tab.locator("#reliability svg").all(),
+        page_data(few.read_text())["reliability"],
+        strict=True,
+    ):
+        assert svg.locator("path").count() == 0
+        radii = [float(dot.get_attribute("r")) for dot in svg.locator("circle").all()]
+        counts = [n for when in ("after", "before") for n in level[when]["count"] if n]
+        order = np.argsort(counts, kind="stable")
+        assert (np.diff(np.array(radii)[order]) >= 0).all()
+        assert len(set(radii)) == len(set(counts)) > 1
 
 
 def test_without_labels(opened, tmp_path):

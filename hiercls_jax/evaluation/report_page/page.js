@@ -759,8 +759,8 @@
     if (!data.reliability.length) return $("reliability").remove();
     const some = data.sampled < data.samples ? ` Of ${count(data.sampled)} ${NOUN}, drawn at random.` : "";
     part("reliability", ".lead").textContent =
-      "How often predictions of a given confidence are right, before (dashed, hollow) and after adaptation by " +
-      `α = ${alphaText(data.alphas[CHOSEN])} (solid). On the diagonal confidence is what it says; bars: how many samples there are, after.${some}`;
+      "How often predictions of a given confidence are right, before (hollow) and after adaptation by " +
+      `α = ${alphaText(data.alphas[CHOSEN])} (solid). On the diagonal confidence is what it says. The larger a point, the more ${NOUN}.${some}`;
     data.reliability.forEach(({ before, after }, level) => {
       const name = `${data.levels[level]}: calibration error ${percent(before.error, 1).replace(" %", "")} → ${percent(after.error, 1)}`;
       const host = panel(part("reliability", ".panels"), level, name);
@@ -771,16 +771,13 @@
         height: (w) => Math.min(340, w * 0.8),
         describe: name,
         inside: ({ svg, x, y }) => {
-          const bins = after.count.length;
-          const most = Math.max(...after.count);
-          after.count.forEach((n, b) => {
-            const top = y((0.9 * n) / most);
-            svg.append(draw("rect", { class: "bar", x: x(b / bins) + 1, width: x(1 / bins) - x(0) - 2, y: top, height: y(0) - top }));
-          });
           svg.append(draw("line", { class: "axis", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
-          for (const [diagram, kind, dot] of [[before, "faint dashed", "mark"], [after, "curve", "dot"]]) {
-            const points = diagram.confidence.map((c, i) => [x(c), y(diagram.accuracy[i])]);
-            svg.append(draw("path", { class: kind, d: line(points) }), ...points.map(([cx, cy]) => draw("circle", { class: dot, cx, cy, r: 3.6 })));
+          for (const [diagram, dot] of [[after, "dot"], [before, "ring"]]) {
+            const counts = diagram.count.filter((n) => n);
+            counts.forEach((n, i) => {
+              const at = { cx: x(diagram.confidence[i]), cy: y(diagram.accuracy[i]) };
+              svg.append(draw("circle", { class: dot, ...at, r: 2 + 12 * Math.sqrt(n / data.sampled) }));
+            });
           }
         },
       });
