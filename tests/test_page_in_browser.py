@@ -433,6 +433,42 @@ def test_one_epoch_is_a_point(opened, few):
         assert inside["y"] < dot["y"] < inside["y"] + inside["height"]
 
 
+def test_the_dots_of_the_classes_have_a_scale(opened, few):
+    """From 0 to the largest error; a class that has no images has no dot and no change."""
+    tab = opened(few)
+    tab.locator("#classes .group button", has_text="fine").first.click()
+    tab.locator("#classes .group button", has_text="fine").last.click()
+    head = tab.locator("#classes th.move").text_content()
+    found = re.fullmatch(r"0○ α = 0\s+● α = 1\.00(\d+) %", head)
+    assert found, head
+    scale = float(found[1])
+    for row in tab.locator("#classes tbody tr").all():
+        cells = row.locator("td").all_text_contents()
+        if cells[0] == "0":
+            assert cells[1:] == ["–", "–", "–", ""]
+            assert row.locator("th").text_content() == "eleven"
+            assert row.locator(".dumbbell").count() == 0
+        else:
+            at = float(row.locator("b.now").get_attribute("style").strip("left: %;"))
+            assert at * scale / 100 == pytest.approx(float(cells[2]), abs=0.6)  # scale in percent
+            assert 0 <= at <= 100
+
+
+def test_the_hierarchy_stands_in_columns(opened, reports):
+    """Errors of one digit or three begin and end where those of two do."""
+    tab = opened(reports["three"][0])
+    tab.get_by_role("button", name="Open all").click()
+    assert tab.locator("#tree .lead").text_content().endswith("and on the level “animal”.")
+    boxes = [figure.bounding_box() for figure in tab.locator("#tree .figure.level2").all()]
+    assert len({round(box["x"]) for box in boxes}) == 1
+    tab.evaluate(
+        "document.querySelectorAll('#tree .figure.level2 > :last-child')"
+        ".forEach((number, i) => (number.textContent = `${10 ** (i % 3)}.0 %`))"
+    )
+    boxes += [figure.bounding_box() for figure in tab.locator("#tree .figure.level2").all()]
+    assert len({round(box["x"]) for box in boxes}) == 1
+
+
 def test_reliability_of_few_is_small(opened, few):
     """Points are larger the more images they stand for, and no line joins those of one or two."""
     tab = opened(few)

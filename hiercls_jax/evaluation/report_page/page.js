@@ -60,7 +60,8 @@
 
   function change(difference, digits = 2) {
     const size = (100 * Math.abs(difference)).toFixed(digits);
-    if (Number.isNaN(difference) || Number(size) === 0) return { text: "±0", kind: "" };
+    if (Number.isNaN(difference)) return { text: "–", kind: "" };
+    if (Number(size) === 0) return { text: "±0", kind: "" };
     const kind = data.labelled ? (difference < 0 ? "better" : "worse") : "";
     return { text: `${difference < 0 ? "▼" : "▲"} ${size}`, kind };
   }
@@ -509,7 +510,9 @@
       const button = make("button", { type: "button", onclick: () => sort(key, order.key === key ? !order.up : key !== "total") }, text);
       return make("th", { scope: "col", class: key }, button);
     });
-    const move = make("th", { class: "move", "aria-hidden": "true" });
+    const [dots, most] = [make("span"), make("span")];
+    const move = make("th", { class: "move", "aria-hidden": "true" }, make("div", { class: "scale" }, make("span", {}, "0"), dots, most));
+    let high = 1; // where the scale of the dots ends: at the largest rate of any class at any alpha
     part("classes", "thead").append(make("tr", {}, ...heads, move));
     const body = part("classes", "tbody");
     const heading = $("classes").querySelector("h2");
@@ -517,6 +520,7 @@
     function build() {
       heading.textContent = `${data.labelled ? "Errors" : "Changed predictions"} by ${data.levels[of]} class, in percent`;
       rows = Array.from({ length: data.sizes[of] }, (_, i) => {
+        const total = countsOf(level, of).total[i];
         const cells = { before: make("td"), now: make("td"), difference: make("td") };
         const was = make("b");
         const is = make("b", { class: "now" });
@@ -525,19 +529,24 @@
           "tr",
           {},
           make("th", { scope: "row" }, named(of, i)),
-          make("td", { class: "total" }, count(countsOf(level, of).total[i])),
+          make("td", { class: "total" }, count(total)),
           cells.before,
           cells.now,
           cells.difference,
-          make("td", { class: `move ${paint(level)}`, "aria-hidden": "true" }, make("span", { class: "dumbbell" }, between, was, is)),
+          make("td", { class: `move ${paint(level)}`, "aria-hidden": "true" }, ...(total ? [make("span", { class: "dumbbell" }, between, was, is)] : [])),
         );
-        return { i, tr, cells, was, is, between, name: className(of, i), total: countsOf(level, of).total[i] };
+        return { i, tr, cells, was, is, between, name: className(of, i), total };
       });
+      const { total, sums } = countsOf(level, of);
+      high = sums.reduce((best, n, at) => Math.max(best, n / (total[Math.floor(at / STEPS)] || 1)), 0) || 1;
+      most.textContent = percent(high, 0);
       update();
       arrange();
     }
     function update() {
-      heads[3].firstChild.textContent = `α = ${alphaText(data.alphas[position])}`;
+      const now = `α = ${alphaText(data.alphas[position])}`;
+      heads[3].firstChild.textContent = now;
+      dots.textContent = `○ α = 0   ● ${now}`;
       for (const row of rows) {
         row.before = rate(level, START, of, row.i);
         row.now = rate(level, position, of, row.i);
@@ -547,8 +556,8 @@
         const by = change(row.difference);
         row.cells.difference.textContent = by.text;
         row.cells.difference.className = by.kind;
-        const a = 100 * (row.before || 0);
-        const b = 100 * (row.now || 0);
+        if (!row.total) continue;
+        const [a, b] = [row.before, row.now].map((rate) => (100 * rate) / high);
         row.was.style.left = `${a}%`;
         row.is.style.left = `${b}%`;
         row.between.style.left = `${Math.min(a, b)}%`;
@@ -599,7 +608,7 @@
 
   function tree() {
     part("tree", ".lead").textContent = data.labelled
-      ? `Error at α = 0 → at the slider's α, of the ${NOUN} of each class: on its own level, and on the last one.`
+      ? `Error at α = 0 → at the slider's α, of the ${NOUN} of each class: on its own level and on the level “${data.levels[LEVELS - 1]}”.`
       : `Share of changed predictions, of the ${NOUN} predicted in each class at α = 0.`;
     const levels = (own) => [...new Set(own < 0 ? data.levels.keys() : [own, LEVELS - 1])];
     const children = data.parents.map((parents, level) => {
@@ -620,8 +629,10 @@
           const now = rate(measured, position, level, Math.max(i, 0));
           const by = change(now - before, 1);
           figure.replaceChildren(
-            `${data.levels[measured]} ${percent(before, 1).replace(" %", "")} → `,
-            make("b", { class: by.kind }, percent(now, 1)),
+            `${data.levels[measured]} `,
+            make("span", { class: "number" }, percent(before, 1).replace(" %", "")),
+            " → ",
+            make("b", { class: `number ${by.kind}` }, percent(now, 1)),
           );
         }
       });
