@@ -469,6 +469,19 @@ def test_the_hierarchy_stands_in_columns(opened, reports):
     assert len({round(box["x"]) for box in boxes}) == 1
 
 
+def test_measures_are_told_and_not_vacuous(opened, few):
+    """No top-5 error of 2 classes; what the less known ones are, and which way is better."""
+    tab = opened(few)
+    names = tab.locator("#measures tbody th").all_text_contents()
+    assert "fine: top-5 error" in names
+    assert "coarse: top-5 error" not in names
+    assert "coarse: Brier score" in names
+    assert "Lower is better" in tab.locator("#measures .lead").text_content()
+    for name in ("consistency rate", "mistake severity"):
+        (told,) = (text for text in names if text.startswith(name))
+        assert len(told) > 50
+
+
 def test_reliability_of_few_is_small(opened, few):
     """Points are larger the more images they stand for, and no line joins those of one or two."""
     tab = opened(few)
@@ -483,6 +496,41 @@ def test_reliability_of_few_is_small(opened, few):
         order = np.argsort(counts, kind="stable")
         assert (np.diff(np.array(radii)[order]) >= 0).all()
         assert len(set(radii)) == len(set(counts)) > 1
+
+
+def test_lines_break_where_they_should_on_a_phone(opened, few):
+    """What buttons are of stands beside them; names in the record break after a sign."""
+    tab = opened(few, PHONE)
+    apart = tab.evaluate(
+        """() => [...document.querySelectorAll(".controls .group")].flatMap(group => {
+          const before = document.createRange();
+          if (!group.previousSibling?.textContent) return [];
+          before.selectNode(group.previousSibling);
+          const [text, button] = [before, group.firstChild].map(e => e.getBoundingClientRect());
+          return [text.bottom <= button.top || button.bottom <= text.top];
+        })"""
+    )
+    assert apart == [False, False, False]
+    tab.locator("#record summary").click()
+    before_breaks = tab.locator("#record dt").evaluate(
+        """dt => {
+          const [range, found] = [document.createRange(), []];
+          const texts = document.createTreeWalker(dt, NodeFilter.SHOW_TEXT);
+          let last = null;
+          while (texts.nextNode()) {
+            [...texts.currentNode.data].forEach((sign, i) => {
+              range.setStart(texts.currentNode, i);
+              range.setEnd(texts.currentNode, i + 1);
+              const { top } = range.getBoundingClientRect();
+              if (last && top > last.top + 4) found.push(last.sign);
+              last = { top, sign };
+            });
+          }
+          return found;
+        }"""
+    )
+    assert before_breaks
+    assert set(before_breaks) <= set("._")
 
 
 def test_without_labels(opened, tmp_path):

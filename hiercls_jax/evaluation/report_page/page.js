@@ -51,11 +51,12 @@
   const count = (n) => n.toLocaleString("en");
   const alphaText = (a) => a.toFixed(2);
   const className = (level, i) => data.names[level][i];
-  /** A class's name as an element that may break its line after an underscore or a dash. */
-  function named(level, i, before = "") {
-    const parts = className(level, i).split(/(?<=[_/-])/);
+  /** A name as an element that may break its line after an underscore, a dot or a dash. */
+  function breakable(name, before = "") {
+    const parts = name.split(/(?<=[._/-])/);
     return make("span", {}, before, ...parts.flatMap((text, at) => (at ? [make("wbr"), text] : [text])));
   }
+  const named = (level, i, before) => breakable(className(level, i), before);
   const paint = (level) => `level${level % 6}`;
 
   function change(difference, digits = 2) {
@@ -88,8 +89,8 @@
     return $(section).querySelector(selector);
   }
 
-  /** A group of buttons, one of them pressed. */
-  function choices(label, options, chosen, choose) {
+  /** A group of buttons, one of them pressed, and what stands before them. */
+  function choices(before, label, options, chosen, choose) {
     const buttons = options.map(([value, text]) =>
       make("button", { type: "button", "aria-pressed": value === chosen, onclick: () => press(value) }, text),
     );
@@ -97,7 +98,8 @@
       buttons.forEach((b, i) => b.setAttribute("aria-pressed", options[i][0] === value));
       choose(value);
     }
-    return make("span", { class: "group", role: "group", "aria-label": label }, ...buttons);
+    const group = make("span", { class: "group", role: "group", "aria-label": label }, ...buttons);
+    return make("span", { class: "choice" }, before, group);
   }
 
   // Alpha: everything that moves registers here.
@@ -584,13 +586,11 @@
     }
     const levels = data.levels.map((name, i) => [i, name]);
     part("classes", ".controls").append(
-      make("label", {}, "classes of "),
-      choices("the level whose classes are listed", levels, of, (value) => {
+      choices("classes of", "the level whose classes are listed", levels, of, (value) => {
         of = value;
         build();
       }),
-      make("label", {}, data.labelled ? "error of " : "changes of "),
-      choices("the level whose errors are listed", levels, level, (value) => {
+      choices(data.labelled ? "error of" : "changes of", "the level whose errors are listed", levels, level, (value) => {
         level = value;
         build();
       }),
@@ -751,12 +751,11 @@
         "✓ marks the true class. The strip shows at which α the level is right, and where the slider is.";
     }
     part("gallery", ".controls").append(
-      choices("what happened", [["fixed", "✓ fixed"], ["broken", "✗ broken"]].map(([k, text]) => option(k, text, () => total(level, k))), kind, (value) => {
+      choices("", "what happened", [["fixed", "✓ fixed"], ["broken", "✗ broken"]].map(([k, text]) => option(k, text, () => total(level, k))), kind, (value) => {
         kind = value;
         show();
       }),
-      make("label", {}, "on level "),
-      choices("the level", data.levels.map((name, i) => option(i, name, () => total(i, kind))), level, (value) => {
+      choices("on level", "the level", data.levels.map((name, i) => option(i, name, () => total(i, kind))), level, (value) => {
         level = value;
         show();
       }),
@@ -839,15 +838,20 @@
   function measures() {
     if (!data.measures) return $("measures").remove();
     const { before, after } = data.measures;
-    part("measures", ".lead").textContent = `At α = 0 and at α = ${alphaText(data.alphas[CHOSEN])}.`;
-    const words = (key) => key.replaceAll("_", " ").replace("top5", "top-5");
+    part("measures", ".lead").textContent = `At α = 0 and at α = ${alphaText(data.alphas[CHOSEN])}. Lower is better, but for the consistency rate.`;
+    const words = (key) => key.replaceAll("_", " ").replace("top5", "top-5").replace("brier", "Brier");
+    const meanings = {
+      consistency_rate: `the share of ${NOUN} whose predictions on all levels lie on one branch of the hierarchy`,
+      mistake_severity: "how many levels up a wrong class and the true one meet, on average",
+    };
     const value = (v) => (v === null ? "–" : v.toFixed(4));
     const body = make("tbody");
     for (const key of Object.keys(before)) {
       const inner = before[key] !== null && typeof before[key] === "object";
       for (const name of inner ? Object.keys(before[key]) : [null]) {
+        if (name === "top5_error" && data.names[data.levels.indexOf(key)].length <= 5) continue; // always 0
         const [a, b] = [before, after].map((m) => (inner ? m[key][name] : m[key]));
-        body.append(make("tr", {}, make("th", { scope: "row" }, inner ? `${key}: ${words(name)}` : words(key)), make("td", {}, value(a)), make("td", {}, value(b))));
+        body.append(make("tr", {}, make("th", { scope: "row" }, inner ? `${key}: ${words(name)}` : words(key), make("small", { class: "quiet" }, meanings[key] ?? "")), make("td", {}, value(a)), make("td", {}, value(b))));
       }
     }
     const head = make("tr", {}, ...["measure", "before", "after"].map((text) => make("th", { scope: "col" }, text)));
@@ -862,7 +866,7 @@
       if (typeof value === "object") return list(value);
       return typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(6))) : String(value);
     };
-    const list = (object) => make("dl", {}, ...Object.entries(object).flatMap(([key, v]) => [make("dt", {}, key), make("dd", {}, show(v))]));
+    const list = (object) => make("dl", {}, ...Object.entries(object).flatMap(([key, v]) => [make("dt", {}, breakable(key)), make("dd", {}, show(v))]));
     const host = part("record", ".body");
     const { command, ...rest } = data.record;
     if (command) host.append(make("pre", { tabindex: "0" }, command));
