@@ -204,16 +204,45 @@ def test_cifar100_stays_below_5_megabytes(tmp_path):
     }
     results = {"alpha": 0.9, "measures": None}
     images = np.random.default_rng(0).integers(0, 256, (10_000, 32, 32, 3), np.uint8)
-    record = {"split": "train", "epoch": 0.123456789, "loss": 1.23456789, "loss_coarse": 1.2345678}
+    records = [
+        {"split": "train", "epoch": i / 99, "loss": 1.23456789, "loss_coarse": 1.2345678 / i}
+        for i in range(1, 20_001)
+    ]
     page.write_results(
         tmp_path / "report.html", splits, hierarchy, results, "all of it",
-        images=images.__getitem__, training={"merge1": [record] * 20_000},
+        images=images.__getitem__, training={"merge1": records},
     )  # fmt: skip
     assert os.listdir(tmp_path) == ["report.html"]
     assert (tmp_path / "report.html").stat().st_size < 5e6
     data = page_data((tmp_path / "report.html").read_text())
     assert all(curve["exact"] for curve in data["curves"])
-    assert len(data["training"]["merge1"]) <= page.RECORDS + 1
+    assert page.RECORDS - 1 <= len(data["training"]["merge1"]) <= page.RECORDS + 1
+
+
+@pytest.mark.parametrize(("per_epoch", "every"), [(13, 50), (352, 50), (98, 50), (60, 50), (7, 1)])
+def test_training_curves_have_no_teeth(tmp_path, per_epoch, every):
+    """A point is the mean of as many steps as any other; of the last alone it may be of more.
+
+    The logs have a record after every `every` steps and at the end of each epoch, of what came
+    since the one before it; where a step's loss is its number, a mean says of which steps it is.
+    """
+    total, records, before = 5 * per_epoch, [], 0
+    for step in range(1, total + 1):
+        if step % every == 0 or step % per_epoch == 0:
+            loss = (before + 1 + step) / 2
+            records.append(
+                {"step": step, "epoch": step / per_epoch, "split": "train", "loss_animal": loss}
+            )
+            before = step
+    *_, text = write(tmp_path / "p.html", THREE, 60, training={"merge1": records})
+    drawn = page_data(text)["training"]["merge1"]
+    ends = np.rint([record["epoch"] * per_epoch for record in drawn])
+    spans = np.diff(ends, prepend=0)
+    assert ends[-1] == total
+    assert (spans[:-1] == min(per_epoch, every)).all()
+    assert spans[:-1].max() <= spans[-1] < 2 * spans[0]
+    means = [record["loss_animal"] for record in drawn]
+    np.testing.assert_allclose(means, ends - (spans - 1) / 2, rtol=1e-4)  # five digits
 
 
 class Tags(html.parser.HTMLParser):

@@ -10,9 +10,11 @@ import shutil
 
 import numpy as np
 import pytest
-from made_up import THREE, predictions
+from made_up import THREE, page_data, predictions
 
+from hiercls_jax import Hierarchy
 from hiercls_jax.evaluation import page, report
+from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import cifar100
 
 try:
@@ -26,6 +28,11 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
 DESKTOP, PHONE = (1200, 800), (360, 740)
+FEW = Hierarchy(
+    ("coarse", "fine"),
+    (("round", "straight"), ("zero", "six", "one", "four", "seven", "eleven")),
+    ((0, 0, 1, 1, 1, 1),),
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +73,27 @@ def reports(tmp_path_factory):
         )  # fmt: skip
         written[name] = (folder / f"{name}.html", hierarchy, results)
     return written
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A page of few images after one epoch: `coarse` is sure and right, of `eleven` are none.
+
+    Alpha is all but 1, and the levels agree: what adaptation changes is `fine` alone.
+    """
+    split = predictions(FEW, 60)
+    there = split.labels["fine"] != 5
+    labels = {level: y[there] for level, y in split.labels.items()}
+    sure = np.where(np.arange(2) == labels["coarse"][:, None], 0.98, 0.02).astype(np.float32)
+    split = Predictions({"coarse": sure, "fine": split.probs["fine"][there]}, labels)
+    path = tmp_path_factory.mktemp("few") / "report.html"
+    page.write(
+        path, page.Evidence.of(split, FEW), FEW, 1.0002, "few", chosen="given",
+        training={"merge1": [{"split": "train", "epoch": 1.0, "error_fine": 0.5, "loss_fine": 2}]},
+        measures=report.evaluate({"test": split}, FEW)["measures"],
+        record={"config": {"optimizer.learning_rate_of_a_long_name": 0.2}},
+    )  # fmt: skip
+    return path
 
 
 def small_images(count: int):
@@ -330,6 +358,179 @@ def test_the_gallery_has_images_and_both_kinds(opened, reports):
     assert gallery.locator("img").first.evaluate("image => image.naturalWidth") == 8
     gallery.locator(".more").click()
     assert gallery.locator(".card").count() == 24
+
+
+def test_the_gallery_opens_on_something(opened, few):
+    """On a level and a kind that has cards; the buttons have counts; where none is, it says so."""
+    tab = opened(few)
+    gallery = tab.locator("#gallery")
+    fixed = tab.locator("#fixed-1").text_content()
+    assert gallery.locator("[aria-pressed=true]").all_text_contents() == [
+        f"✓ fixed {fixed}",
+        f"fine {fixed}",
+    ]
+    assert gallery.locator(".card").count() == min(6, int(fixed)) > 0
+    gallery.get_by_role("button", name="coarse 0").click()
+    assert gallery.locator(".lead").text_content().startswith("No test image whose coarse")
+    assert gallery.get_by_role("button", name="✓ fixed 0").count() == 1
+
+
+def test_alphas_that_read_the_same_are_one_button(opened, few):
+    """A chosen alpha of 1.0002 stands for the 1 that it is as good as."""
+    assert opened(few).locator("#presets button").all_text_contents() == ["0", "1.00 ★", "2"]
+
+
+def test_the_meter_is_of_all_probability(opened, reports):
+    """The bar is as long as the number beside it says, which stands beside the one at alpha 0."""
+    tab = opened(reports["two"][0])
+    change = tab.locator("#changes .change").last
+    for alpha in (0, 0.5, 2):
+        move(tab, alpha)
+        now, start = map(float, re.findall(r"([\d.]+) %", change.text_content()))
+        assert now == pytest.approx(abs(1 - alpha) * start, abs=0.11)  # two roundings to 0.1
+        long, all_of_it = (
+            tab.locator(f"#changes {part}").evaluate("part => part.getBoundingClientRect().width")
+            for part in (".meter i", ".meter")
+        )
+        assert 100 * long / all_of_it == pytest.approx(now, abs=0.1)
+
+
+def test_the_scatter_shows_where_the_points_were(opened, few):
+    """Where the levels agree and all points are on the diagonal, those of alpha 0 are off it."""
+    tab = opened(few)
+    off = tab.evaluate(
+        """() => {
+          const canvas = document.querySelector("#scatter canvas");
+          const { width, height } = canvas;
+          const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+          let off = 0;
+          for (let i = 0; i < width * height; i++) {
+            const away = (i % width) + Math.floor(i / width) - width;
+            if (data[4 * i + 3] && Math.abs(away) > 20) off++;
+          }
+          return off;
+        }"""
+    )
+    assert off > 50
+    assert tab.locator("#apart").text_content() == "0.000"
+    assert tab.locator("#scatter .lead").text_content().startswith("Each point is a test image:")
+
+
+def test_counts_of_few_images_are_steps(opened, few):
+    """Fixed and broken are drawn as the errors are: no line runs aslant."""
+    paths = opened(few).locator("#changes .curve")
+    assert paths.count() == 4
+    for path in paths.all():
+        assert re.fullmatch(r"M[\d.]+ [\d.]+([HV][\d.]+)+", path.get_attribute("d"))
+
+
+def test_one_epoch_is_a_point(opened, few):
+    """A curve of one record is no line, and is seen all the same."""
+    tab = opened(few)
+    assert tab.locator("#training .panel").count() == 2
+    for plot in tab.locator("#training svg").all():
+        inside, dot = plot.bounding_box(), plot.locator("circle.dot").bounding_box()
+        assert inside["y"] < dot["y"] < inside["y"] + inside["height"]
+
+
+def test_the_dots_of_the_classes_have_a_scale(opened, few):
+    """From 0 to the largest error; a class that has no images has no dot and no change."""
+    tab = opened(few)
+    tab.locator("#classes .group button", has_text="fine").first.click()
+    tab.locator("#classes .group button", has_text="fine").last.click()
+    head = tab.locator("#classes th.move").text_content()
+    found = re.fullmatch(r"0○ α = 0\s+● α = 1\.00(\d+) %", head)
+    assert found, head
+    scale = float(found[1])
+    for row in tab.locator("#classes tbody tr").all():
+        cells = row.locator("td").all_text_contents()
+        if cells[0] == "0":
+            assert cells[1:] == ["–", "–", "–", ""]
+            assert row.locator("th").text_content() == "eleven"
+            assert row.locator(".dumbbell").count() == 0
+        else:
+            at = float(row.locator("b.now").get_attribute("style").strip("left: %;"))
+            assert at * scale / 100 == pytest.approx(float(cells[2]), abs=0.6)  # scale in percent
+            assert 0 <= at <= 100
+
+
+def test_the_hierarchy_stands_in_columns(opened, reports):
+    """Errors of one digit or three begin and end where those of two do."""
+    tab = opened(reports["three"][0])
+    tab.get_by_role("button", name="Open all").click()
+    assert tab.locator("#tree .lead").text_content().endswith("and on the level “animal”.")
+    boxes = [figure.bounding_box() for figure in tab.locator("#tree .figure.level2").all()]
+    assert len({round(box["x"]) for box in boxes}) == 1
+    tab.evaluate(
+        "document.querySelectorAll('#tree .figure.level2 > :last-child')"
+        ".forEach((number, i) => (number.textContent = `${10 ** (i % 3)}.0 %`))"
+    )
+    boxes += [figure.bounding_box() for figure in tab.locator("#tree .figure.level2").all()]
+    assert len({round(box["x"]) for box in boxes}) == 1
+
+
+def test_measures_are_told_and_not_vacuous(opened, few):
+    """No top-5 error of 2 classes; what the less known ones are, and which way is better."""
+    tab = opened(few)
+    names = tab.locator("#measures tbody th").all_text_contents()
+    assert "fine: top-5 error" in names
+    assert "coarse: top-5 error" not in names
+    assert "coarse: Brier score" in names
+    assert "Lower is better" in tab.locator("#measures .lead").text_content()
+    for name in ("consistency rate", "mistake severity"):
+        (told,) = (text for text in names if text.startswith(name))
+        assert len(told) > 50
+
+
+def test_reliability_of_few_is_small(opened, few):
+    """Points are larger the more images they stand for, and no line joins those of one or two."""
+    tab = opened(few)
+    for svg, level in zip(
+        tab.locator("#reliability svg").all(),
+        page_data(few.read_text())["reliability"],
+        strict=True,
+    ):
+        assert svg.locator("path").count() == 0
+        radii = [float(dot.get_attribute("r")) for dot in svg.locator("circle").all()]
+        counts = [n for when in ("after", "before") for n in level[when]["count"] if n]
+        order = np.argsort(counts, kind="stable")
+        assert (np.diff(np.array(radii)[order]) >= 0).all()
+        assert len(set(radii)) == len(set(counts)) > 1
+
+
+def test_lines_break_where_they_should_on_a_phone(opened, few):
+    """What buttons are of stands beside them; names in the record break after a sign."""
+    tab = opened(few, PHONE)
+    apart = tab.evaluate(
+        """() => [...document.querySelectorAll(".controls .group")].flatMap(group => {
+          const before = document.createRange();
+          if (!group.previousSibling?.textContent) return [];
+          before.selectNode(group.previousSibling);
+          const [text, button] = [before, group.firstChild].map(e => e.getBoundingClientRect());
+          return [text.bottom <= button.top || button.bottom <= text.top];
+        })"""
+    )
+    assert apart == [False, False, False]
+    tab.locator("#record summary").click()
+    before_breaks = tab.locator("#record dt").evaluate(
+        """dt => {
+          const [range, found] = [document.createRange(), []];
+          const texts = document.createTreeWalker(dt, NodeFilter.SHOW_TEXT);
+          let last = null;
+          while (texts.nextNode()) {
+            [...texts.currentNode.data].forEach((sign, i) => {
+              range.setStart(texts.currentNode, i);
+              range.setEnd(texts.currentNode, i + 1);
+              const { top } = range.getBoundingClientRect();
+              if (last && top > last.top + 4) found.push(last.sign);
+              last = { top, sign };
+            });
+          }
+          return found;
+        }"""
+    )
+    assert before_breaks
+    assert set(before_breaks) <= set("._")
 
 
 def test_without_labels(opened, tmp_path):

@@ -34,7 +34,7 @@ LEAST = 0.01  # P or Q, below which a sample of another class would lie on the o
 CARDS = 24  # in the gallery, for each level, that were fixed, and as many that were broken
 TOP = 3  # classes that a card names
 THUMBNAIL = 96  # pixels of its longer side
-RECORDS = 400  # of a training curve
+RECORDS = 400  # of a curve of training or validation
 SAMPLE_BYTES = 2**26  # of the probabilities of a sample of the rows, where they do not fit at all
 SEED = 0  # of what is drawn
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -377,6 +377,7 @@ def _thinned(records: Sequence[dict]) -> list[dict]:
     kept = []
     for split in dict.fromkeys(record["split"] for record in records):
         of_split = [record for record in records if record["split"] == split]
+        of_split = _evened(of_split) if split == "train" else of_split
         kept += of_split[:: -(-len(of_split) // RECORDS)][:-1] + of_split[-1:]
     return [
         {
@@ -385,6 +386,29 @@ def _thinned(records: Sequence[dict]) -> list[dict]:
             if key in ("epoch", "split") or key.startswith(("loss", "error"))
         }
         for record in kept
+    ]
+
+
+def _evened(records: Sequence[dict]) -> list[dict]:
+    """Return means over equal parts of the training, each as long as the longest record.
+
+    A record is the mean of the steps since the one before it. The last of an epoch may be that of a
+    few steps, the others of fifty: drawn as they are, the curve has teeth.
+    """
+    ends = np.array([record["epoch"] for record in records])
+    spans = np.diff(ends, prepend=0.0)
+    parts = ends / max(spans.max(), ends[-1] / RECORDS)
+    # Records end where a part does, or within it; a rest joins the last whole part.
+    part = np.minimum(np.ceil(parts - 1e-6), np.floor(parts[-1] + 1e-6))
+    groups = np.split(np.arange(len(records)), np.flatnonzero(np.diff(part)) + 1)
+    return [
+        {
+            key: float(np.average([records[i][key] for i in group], weights=spans[group]))
+            if key.startswith(("loss", "error"))
+            else value
+            for key, value in records[group[-1]].items()
+        }
+        for group in groups
     ]
 
 

@@ -51,16 +51,18 @@
   const count = (n) => n.toLocaleString("en");
   const alphaText = (a) => a.toFixed(2);
   const className = (level, i) => data.names[level][i];
-  /** A class's name as an element that may break its line after an underscore or a dash. */
-  function named(level, i, before = "") {
-    const parts = className(level, i).split(/(?<=[_/-])/);
+  /** A name as an element that may break its line after an underscore, a dot or a dash. */
+  function breakable(name, before = "") {
+    const parts = name.split(/(?<=[._/-])/);
     return make("span", {}, before, ...parts.flatMap((text, at) => (at ? [make("wbr"), text] : [text])));
   }
+  const named = (level, i, before) => breakable(className(level, i), before);
   const paint = (level) => `level${level % 6}`;
 
   function change(difference, digits = 2) {
     const size = (100 * Math.abs(difference)).toFixed(digits);
-    if (Number.isNaN(difference) || Number(size) === 0) return { text: "±0", kind: "" };
+    if (Number.isNaN(difference)) return { text: "–", kind: "" };
+    if (Number(size) === 0) return { text: "±0", kind: "" };
     const kind = data.labelled ? (difference < 0 ? "better" : "worse") : "";
     return { text: `${difference < 0 ? "▼" : "▲"} ${size}`, kind };
   }
@@ -87,8 +89,8 @@
     return $(section).querySelector(selector);
   }
 
-  /** A group of buttons, one of them pressed. */
-  function choices(label, options, chosen, choose) {
+  /** A group of buttons, one of them pressed, and what stands before them. */
+  function choices(before, label, options, chosen, choose) {
     const buttons = options.map(([value, text]) =>
       make("button", { type: "button", "aria-pressed": value === chosen, onclick: () => press(value) }, text),
     );
@@ -96,7 +98,8 @@
       buttons.forEach((b, i) => b.setAttribute("aria-pressed", options[i][0] === value));
       choose(value);
     }
-    return make("span", { class: "group", role: "group", "aria-label": label }, ...buttons);
+    const group = make("span", { class: "group", role: "group", "aria-label": label }, ...buttons);
+    return make("span", { class: "choice" }, before, group);
   }
 
   // Alpha: everything that moves registers here.
@@ -140,10 +143,10 @@
   function bar() {
     slider.max = STEPS - 1;
     slider.addEventListener("input", () => moveTo(Number(slider.value)));
-    const settings = new Map([[0, "0"], [1, "1"], [LARGEST, alphaText(LARGEST).replace(/\.?0+$/, "")]]);
     const chosen = data.alphas[CHOSEN];
-    settings.set(chosen, `${alphaText(chosen)} ★`);
-    const sorted = [...settings].sort((a, b) => a[0] - b[0]);
+    const others = [0, 1, LARGEST].filter((alpha) => alphaText(alpha) !== alphaText(chosen)); // not two that read the same
+    const settings = [...others.map((alpha) => [alpha, alphaText(alpha).replace(/\.?0+$/, "")]), [chosen, `${alphaText(chosen)} ★`]];
+    const sorted = settings.sort((a, b) => a[0] - b[0]);
     const buttons = sorted.map(([alpha, text]) =>
       make(
         "button",
@@ -364,9 +367,9 @@
           const cursor = draw("line", { class: "cursor", y1: frame.top, y2: frame.bottom });
           svg.append(cursor);
           const dots = kinds.map(([kind, , , counts]) => {
-            const points = data.alphas.map((a, s) => [x(a), y(counts[level * STEPS + s])]);
+            const path = steps({ alphas: data.alphas, errors: counts.subarray(level * STEPS, (level + 1) * STEPS), exact: true }, x, y);
             const dot = draw("circle", { class: "dot", r: 5 });
-            svg.append(draw("g", { class: kind }, draw("path", { class: kind === "bad" ? "curve dashed" : "curve", d: line(points) }), dot));
+            svg.append(draw("g", { class: kind }, draw("path", { class: kind === "bad" ? "curve dashed" : "curve", d: path }), dot));
             return { dot, counts };
           });
           place = () => {
@@ -386,9 +389,8 @@
     const gaps = Object.entries(data.gap).map(([pair, gap]) => {
       const number = make("strong");
       const meter = make("i");
-      host.append(
-        make("div", { class: "change" }, make("h3", {}, `${pair} `), make("div", { class: "tallies" }, "mass on which they disagree: ", number), make("div", { class: "meter" }, meter)),
-      );
+      const said = make("div", { class: "tallies" }, "probability on which they differ: ", number, make("span", { class: "quiet" }, `${percent(gap, 1)} at α = 0`));
+      host.append(make("div", { class: "change" }, make("h3", {}, pair.replace("/", " and ")), said, make("div", { class: "meter" }, meter)));
       return { gap, number, meter };
     });
     onAlpha(() => {
@@ -404,8 +406,9 @@
         place();
       }
       for (const { gap, number, meter } of gaps) {
-        number.textContent = percent(Math.abs(1 - alpha) * gap, 1);
-        meter.style.width = `${100 * Math.abs(1 - alpha)}%`;
+        const now = Math.abs(1 - alpha) * gap;
+        number.textContent = percent(now, 1);
+        meter.style.width = `${100 * now}%`;
       }
     });
   }
@@ -417,6 +420,8 @@
     const select = part("scatter", "select");
     const host = part("scatter", ".plot");
     const note = part("scatter", ".note");
+    part("scatter", ".lead").textContent =
+      `Each point is a ${data.noun}: what the class's own level says, P, against the sum over the classes below, Q. On the diagonal the levels agree.`;
     const canvas = make("canvas", { "aria-hidden": "true" });
     host.append(canvas);
     const groups = new Map();
@@ -441,6 +446,9 @@
       context.clearRect(0, 0, side + 8, side + 8);
       const total = item.p.length;
       const first = total - item.members;
+      context.fillStyle = style.getPropertyValue("--ghost"); // where they are at alpha 0
+      context.globalAlpha = 1;
+      for (let i = 0; i < total; i++) context.fillRect(3 + (item.p[i] / 65535) * side, 3 + (1 - item.q[i] / 65535) * side, 2, 2);
       let apart = 0;
       for (let i = 0; i < total; i++) {
         if (i === 0 || i === first) {
@@ -459,6 +467,7 @@
       const all = item.seen > total ? `${count(total)} of the ${count(item.seen)} ${NOUN}, drawn at random,` : `the ${count(total)} ${NOUN}`;
       note.replaceChildren();
       const key = (kind, text) => make("span", { class: "key", style: `--k: var(${kind})` }, make("i"), text);
+      note.append(key("--ghost", "at α = 0"));
       if (data.labelled) note.append(key("--good", `of this class (${count(item.members)})`), key("--other", `of other classes (${count(first)})`));
       note.append(`Shown: ${all} with P or Q of at least 1 %. Their mean |P − Q|: `, make("strong", { id: "apart" }, (total ? apart / total : 0).toFixed(3)), ".");
       canvas.dataset.level = level;
@@ -469,7 +478,7 @@
       y: [0, 1],
       labels: ["P, of the class itself", "Q, of the classes below it"],
       height: (w) => w - 10, // a square inside
-      describe: "P against Q of each sample",
+      describe: `P against Q of each ${data.noun}`,
       inside: ({ svg, x, y, frame }) => {
         svg.append(draw("line", { class: "axis dashed", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
         const side = frame.right - frame.left + 8;
@@ -503,7 +512,9 @@
       const button = make("button", { type: "button", onclick: () => sort(key, order.key === key ? !order.up : key !== "total") }, text);
       return make("th", { scope: "col", class: key }, button);
     });
-    const move = make("th", { class: "move", "aria-hidden": "true" });
+    const [dots, most] = [make("span"), make("span")];
+    const move = make("th", { class: "move", "aria-hidden": "true" }, make("div", { class: "scale" }, make("span", {}, "0"), dots, most));
+    let high = 1; // where the scale of the dots ends: at the largest rate of any class at any alpha
     part("classes", "thead").append(make("tr", {}, ...heads, move));
     const body = part("classes", "tbody");
     const heading = $("classes").querySelector("h2");
@@ -511,6 +522,7 @@
     function build() {
       heading.textContent = `${data.labelled ? "Errors" : "Changed predictions"} by ${data.levels[of]} class, in percent`;
       rows = Array.from({ length: data.sizes[of] }, (_, i) => {
+        const total = countsOf(level, of).total[i];
         const cells = { before: make("td"), now: make("td"), difference: make("td") };
         const was = make("b");
         const is = make("b", { class: "now" });
@@ -519,19 +531,24 @@
           "tr",
           {},
           make("th", { scope: "row" }, named(of, i)),
-          make("td", { class: "total" }, count(countsOf(level, of).total[i])),
+          make("td", { class: "total" }, count(total)),
           cells.before,
           cells.now,
           cells.difference,
-          make("td", { class: `move ${paint(level)}`, "aria-hidden": "true" }, make("span", { class: "dumbbell" }, between, was, is)),
+          make("td", { class: `move ${paint(level)}`, "aria-hidden": "true" }, ...(total ? [make("span", { class: "dumbbell" }, between, was, is)] : [])),
         );
-        return { i, tr, cells, was, is, between, name: className(of, i), total: countsOf(level, of).total[i] };
+        return { i, tr, cells, was, is, between, name: className(of, i), total };
       });
+      const { total, sums } = countsOf(level, of);
+      high = sums.reduce((best, n, at) => Math.max(best, n / (total[Math.floor(at / STEPS)] || 1)), 0) || 1;
+      most.textContent = percent(high, 0);
       update();
       arrange();
     }
     function update() {
-      heads[3].firstChild.textContent = `α = ${alphaText(data.alphas[position])}`;
+      const now = `α = ${alphaText(data.alphas[position])}`;
+      heads[3].firstChild.textContent = now;
+      dots.textContent = `○ α = 0   ● ${now}`;
       for (const row of rows) {
         row.before = rate(level, START, of, row.i);
         row.now = rate(level, position, of, row.i);
@@ -541,8 +558,8 @@
         const by = change(row.difference);
         row.cells.difference.textContent = by.text;
         row.cells.difference.className = by.kind;
-        const a = 100 * (row.before || 0);
-        const b = 100 * (row.now || 0);
+        if (!row.total) continue;
+        const [a, b] = [row.before, row.now].map((rate) => (100 * rate) / high);
         row.was.style.left = `${a}%`;
         row.is.style.left = `${b}%`;
         row.between.style.left = `${Math.min(a, b)}%`;
@@ -569,13 +586,11 @@
     }
     const levels = data.levels.map((name, i) => [i, name]);
     part("classes", ".controls").append(
-      make("label", {}, "classes of "),
-      choices("the level whose classes are listed", levels, of, (value) => {
+      choices("classes of", "the level whose classes are listed", levels, of, (value) => {
         of = value;
         build();
       }),
-      make("label", {}, data.labelled ? "error of " : "changes of "),
-      choices("the level whose errors are listed", levels, level, (value) => {
+      choices(data.labelled ? "error of" : "changes of", "the level whose errors are listed", levels, level, (value) => {
         level = value;
         build();
       }),
@@ -593,7 +608,7 @@
 
   function tree() {
     part("tree", ".lead").textContent = data.labelled
-      ? `Error at α = 0 → at the slider's α, of the ${NOUN} of each class: on its own level, and on the last one.`
+      ? `Error at α = 0 → at the slider's α, of the ${NOUN} of each class: on its own level and on the level “${data.levels[LEVELS - 1]}”.`
       : `Share of changed predictions, of the ${NOUN} predicted in each class at α = 0.`;
     const levels = (own) => [...new Set(own < 0 ? data.levels.keys() : [own, LEVELS - 1])];
     const children = data.parents.map((parents, level) => {
@@ -614,8 +629,10 @@
           const now = rate(measured, position, level, Math.max(i, 0));
           const by = change(now - before, 1);
           figure.replaceChildren(
-            `${data.levels[measured]} ${percent(before, 1).replace(" %", "")} → `,
-            make("b", { class: by.kind }, percent(now, 1)),
+            `${data.levels[measured]} `,
+            make("span", { class: "number" }, percent(before, 1).replace(" %", "")),
+            " → ",
+            make("b", { class: `number ${by.kind}` }, percent(now, 1)),
           );
         }
       });
@@ -657,8 +674,9 @@
     if (!data.gallery?.cards.length) return $("gallery").remove();
     const chosen = data.alphas[CHOSEN];
     const FIRST = 6; // shown before one asks for more
-    let level = 0;
-    let kind = "fixed";
+    const { groups } = data.gallery;
+    let kind = groups.some(({ fixed }) => fixed.length) ? "fixed" : "broken";
+    let level = groups.findIndex((group) => group[kind].length); // there is something to see
     const cards = part("gallery", ".cards");
     const more = make("button", { type: "button", class: "more" });
     cards.after(more);
@@ -704,9 +722,17 @@
       const image = item.image && make("img", { src: item.image, alt: `${data.noun} ${item.row}: ${path[LEVELS - 1]}`, class: item.image.startsWith("data:image/png") ? "small" : null });
       return make("article", { class: image ? "card" : "card bare" }, ...(image ? [image] : []), what, ...data.levels.map((_, at) => opinions(item, at)));
     }
+    const total = (level, kind) => (kind === "fixed" ? fixed : broken)[level * STEPS + CHOSEN];
+    const tallies = [];
+    function option(value, text, number) {
+      const tally = make("small");
+      tallies.push(() => (tally.textContent = count(number())));
+      return [value, make("span", {}, `${text} `, tally)];
+    }
     function show() {
-      const changed = data.gallery.groups[level][kind].map((i) => data.gallery.cards[i]);
-      const all = (kind === "fixed" ? fixed : broken)[level * STEPS + CHOSEN];
+      const changed = groups[level][kind].map((i) => data.gallery.cards[i]);
+      const all = total(level, kind);
+      tallies.forEach((tell) => tell());
       cards.replaceChildren(...changed.slice(0, FIRST).map(card));
       const rest = changed.slice(FIRST).map(card);
       more.hidden = !rest.length;
@@ -717,18 +743,19 @@
         rest[0].tabIndex = -1;
         rest[0].focus();
       };
-      const some = changed.length < all ? `${changed.length} of the ${count(all)} ${NOUN}, drawn at random,` : `${all === 1 ? `The 1 ${data.noun}` : `All ${count(all)} ${NOUN}`}`;
+      let some = all ? `The 1 ${data.noun}` : `No ${data.noun}`;
+      if (all > 1) some = `All ${count(all)} ${NOUN}`;
+      if (all > changed.length) some = `${changed.length} of the ${count(all)} ${NOUN}, drawn at random,`;
       part("gallery", ".lead").textContent =
         `${some} whose ${data.levels[level]} prediction adaptation ${kind}. Before is α = 0, after is α = ${alphaText(chosen)}; ` +
         "✓ marks the true class. The strip shows at which α the level is right, and where the slider is.";
     }
     part("gallery", ".controls").append(
-      choices("what happened", [["fixed", "✓ fixed"], ["broken", "✗ broken"]], kind, (value) => {
+      choices("", "what happened", [["fixed", "✓ fixed"], ["broken", "✗ broken"]].map(([k, text]) => option(k, text, () => total(level, k))), kind, (value) => {
         kind = value;
         show();
       }),
-      make("label", {}, "on level "),
-      choices("the level", data.levels.map((name, i) => [i, name]), level, (value) => {
+      choices("on level", "the level", data.levels.map((name, i) => option(i, name, () => total(i, kind))), level, (value) => {
         level = value;
         show();
       }),
@@ -742,8 +769,8 @@
     if (!data.reliability.length) return $("reliability").remove();
     const some = data.sampled < data.samples ? ` Of ${count(data.sampled)} ${NOUN}, drawn at random.` : "";
     part("reliability", ".lead").textContent =
-      "How often predictions of a given confidence are right, before (dashed, hollow) and after adaptation by " +
-      `α = ${alphaText(data.alphas[CHOSEN])} (solid). On the diagonal confidence is what it says; bars: how many samples there are, after.${some}`;
+      "How often predictions of a given confidence are right, before (hollow) and after adaptation by " +
+      `α = ${alphaText(data.alphas[CHOSEN])} (solid). On the diagonal confidence is what it says. The larger a point, the more ${NOUN}.${some}`;
     data.reliability.forEach(({ before, after }, level) => {
       const name = `${data.levels[level]}: calibration error ${percent(before.error, 1).replace(" %", "")} → ${percent(after.error, 1)}`;
       const host = panel(part("reliability", ".panels"), level, name);
@@ -754,16 +781,13 @@
         height: (w) => Math.min(340, w * 0.8),
         describe: name,
         inside: ({ svg, x, y }) => {
-          const bins = after.count.length;
-          const most = Math.max(...after.count);
-          after.count.forEach((n, b) => {
-            const top = y((0.9 * n) / most);
-            svg.append(draw("rect", { class: "bar", x: x(b / bins) + 1, width: x(1 / bins) - x(0) - 2, y: top, height: y(0) - top }));
-          });
           svg.append(draw("line", { class: "axis", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
-          for (const [diagram, kind, dot] of [[before, "faint dashed", "mark"], [after, "curve", "dot"]]) {
-            const points = diagram.confidence.map((c, i) => [x(c), y(diagram.accuracy[i])]);
-            svg.append(draw("path", { class: kind, d: line(points) }), ...points.map(([cx, cy]) => draw("circle", { class: dot, cx, cy, r: 3.6 })));
+          for (const [diagram, dot] of [[after, "dot"], [before, "ring"]]) {
+            const counts = diagram.count.filter((n) => n);
+            counts.forEach((n, i) => {
+              const at = { cx: x(diagram.confidence[i]), cy: y(diagram.accuracy[i]) };
+              svg.append(draw("circle", { class: dot, ...at, r: 2 + 12 * Math.sqrt(n / data.sampled) }));
+            });
           }
         },
       });
@@ -797,7 +821,9 @@
           inside: ({ svg, x, y }) => {
             for (const { split, level, points } of series) {
               const path = draw("path", { class: split === "train" ? "faint" : "curve", d: line(points.map(([a, b]) => [x(a), y(b)])) });
-              svg.append(draw("g", { class: paint(level) }, path));
+              const [[cx, cy]] = points.map(([a, b]) => [x(a), y(b)]);
+              const alone = points.length > 1 ? [] : [draw("circle", { class: "dot", cx, cy, r: 5, opacity: split === "train" ? 0.5 : 1 })];
+              svg.append(draw("g", { class: paint(level) }, path, ...alone));
             }
           },
         });
@@ -812,15 +838,20 @@
   function measures() {
     if (!data.measures) return $("measures").remove();
     const { before, after } = data.measures;
-    part("measures", ".lead").textContent = `At α = 0 and at α = ${alphaText(data.alphas[CHOSEN])}.`;
-    const words = (key) => key.replaceAll("_", " ").replace("top5", "top-5");
+    part("measures", ".lead").textContent = `At α = 0 and at α = ${alphaText(data.alphas[CHOSEN])}. Lower is better, but for the consistency rate.`;
+    const words = (key) => key.replaceAll("_", " ").replace("top5", "top-5").replace("brier", "Brier");
+    const meanings = {
+      consistency_rate: `the share of ${NOUN} whose predictions on all levels lie on one branch of the hierarchy`,
+      mistake_severity: "how many levels up a wrong class and the true one meet, on average",
+    };
     const value = (v) => (v === null ? "–" : v.toFixed(4));
     const body = make("tbody");
     for (const key of Object.keys(before)) {
       const inner = before[key] !== null && typeof before[key] === "object";
       for (const name of inner ? Object.keys(before[key]) : [null]) {
+        if (name === "top5_error" && data.names[data.levels.indexOf(key)].length <= 5) continue; // always 0
         const [a, b] = [before, after].map((m) => (inner ? m[key][name] : m[key]));
-        body.append(make("tr", {}, make("th", { scope: "row" }, inner ? `${key}: ${words(name)}` : words(key)), make("td", {}, value(a)), make("td", {}, value(b))));
+        body.append(make("tr", {}, make("th", { scope: "row" }, inner ? `${key}: ${words(name)}` : words(key), make("small", { class: "quiet" }, meanings[key] ?? "")), make("td", {}, value(a)), make("td", {}, value(b))));
       }
     }
     const head = make("tr", {}, ...["measure", "before", "after"].map((text) => make("th", { scope: "col" }, text)));
@@ -835,7 +866,7 @@
       if (typeof value === "object") return list(value);
       return typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(6))) : String(value);
     };
-    const list = (object) => make("dl", {}, ...Object.entries(object).flatMap(([key, v]) => [make("dt", {}, key), make("dd", {}, show(v))]));
+    const list = (object) => make("dl", {}, ...Object.entries(object).flatMap(([key, v]) => [make("dt", {}, breakable(key)), make("dd", {}, show(v))]));
     const host = part("record", ".body");
     const { command, ...rest } = data.record;
     if (command) host.append(make("pre", { tabindex: "0" }, command));
