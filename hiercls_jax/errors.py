@@ -1,6 +1,7 @@
 """The one base of every error that a user can mend: programs print it without a traceback."""
 
 import re
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -10,11 +11,22 @@ class UserError(ValueError):
 def one_line(error) -> str:
     """Return an error, or its text, on one line and without what a terminal would obey.
 
+    Spaces inside a line are kept, as two of them may be what is wrong.
+
     >>> one_line("no class 'a\\nb\\x1b[2J'")
     "no class 'a b\\\\x1b[2J'"
     """
-    text = " ".join(str(error).split())
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first few of some names, each in quotes, so that its spaces can be seen.
+
+    >>> some(["a", "b  c"])
+    "'a', 'b  c'"
+    """
+    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
 
 
 def explain(error: Exception) -> str:

@@ -1,8 +1,10 @@
 """Image folders: `root/train/<fine class>/*.png` and `root/test/…`, made one square size."""
 
 import contextlib
+import unicodedata
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image, ImageOps
 
 from hiercls_jax.data.dataset import DataError, Split, cached
 from hiercls_jax.data.stream import Once, Stream, Survey, alone, look_at, surveys
+from hiercls_jax.errors import some
 from hiercls_jax.hierarchy import Hierarchy
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -23,7 +26,8 @@ def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
 
     Images are turned upright by their EXIF orientation, made RGB and resized, without keeping
     their proportions, to `image_size` x `image_size` (bilinear, antialiased). Hidden files are
-    ignored. `train` has images of every class; a class may be absent from `test`.
+    ignored. `train` has images of every class; a class may be absent from `test`. How a file system
+    or an editor composes the letters of a name (`ü`, or `u` and two dots) makes no difference.
 
     Args:
       root: the folder that holds `train` and `test`, each with one folder per class.
@@ -222,42 +226,53 @@ def _find(root: Path, split: str, classes, whole: bool) -> list[tuple[Path, int]
     folder = root / split
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; {root} should hold train/ and test/")
-    index = {name: i for i, name in enumerate(classes)}
+    index = {_composed(name): i for i, name in enumerate(classes)}
     found = []
     for entry in _visible(folder):
         if not entry.is_dir():
             if entry.suffix.lower() in SUFFIXES:
                 raise DataError(f"{entry} is outside a class folder; move it into one, or away")
             continue
-        if entry.name not in index:
-            raise DataError(
-                f"the folder {entry} is no class of the hierarchy's last level "
-                f"({len(classes)} classes: {_some(classes)}); rename it, or add the class"
-            )
+        label = index.get(_composed(entry.name))
+        if label is None:
+            raise DataError(_unknown(entry, classes))
         for path in _visible(entry):
             if path.suffix.lower() not in SUFFIXES or not path.is_file():
                 raise DataError(
                     f"{path} is not an image file ({', '.join(SUFFIXES)}); convert it or remove it"
                 )
-            found.append((path, index[entry.name]))
+            found.append((path, label))
     present = {label for _, label in found}
-    missing = [name for name in classes if index[name] not in present]
+    missing = [name for i, name in enumerate(classes) if i not in present]
     if whole and missing:
         raise DataError(
             f"{folder} has no images of {len(missing)} of the hierarchy's classes: "
-            f"{_some(missing)}; add images in {folder / missing[0]}, or remove the class"
+            f"{some(missing)}; add images in {folder / missing[0]}, or remove the class"
         )
     if not found:
         raise DataError(f"{folder} has no images; it should hold a folder of images per class")
     return found
 
 
+def _unknown(entry: Path, classes) -> str:
+    """Return what is wrong with a class folder: the class that it may be meant for has none."""
+    there = {_composed(path.name) for path in entry.parent.iterdir()}
+    absent = [name for name in classes if _composed(name) not in there]
+    close = get_close_matches(entry.name, absent, n=1)
+    meant = f"; did you mean '{close[0]}'? Rename one of them" if close else "; rename it"
+    return (
+        f"the folder '{entry}' is no class of the hierarchy's last level "
+        f"({len(classes)} classes: {some(classes)}){meant}, or add the class"
+    )
+
+
+def _composed(name: str) -> str:
+    """Return a name with its letters composed: some systems write `ü` as `u` and two dots."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _some(names) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _decode(files: list[tuple[Path, int]], image_size: int) -> Split:
