@@ -1,6 +1,9 @@
 """The one base of every error that a user can mend: programs print it without a traceback."""
 
+import os
 import re
+import signal
+import sys
 from collections.abc import Sequence
 
 
@@ -27,6 +30,15 @@ def some(names: Sequence[str]) -> str:
     "'a', 'b  c'"
     """
     return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
+
+
+def reader_gone() -> int:
+    """Return the exit status where whoever read the output, such as `head`, has seen enough.
+
+    What is still to be written goes nowhere, or Python would complain when it flushes at its exit.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def explain(error: Exception) -> str:

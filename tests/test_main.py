@@ -317,12 +317,13 @@ def test_the_command_from_a_shell():
     )
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    """`python -m hiercls_jax | head` ends without a traceback."""
+@pytest.mark.parametrize("words", [["hiercls_jax"], ["hiercls_jax.main", "--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    """`python -m hiercls_jax | head` ends without a traceback, and so does the training command."""
     read, write = os.pipe()
     os.close(read)
     process = subprocess.run(
-        [sys.executable, "-m", "hiercls_jax"],
+        [sys.executable, "-m", *words],
         cwd=Path(__file__).parents[1], stdout=write, stderr=subprocess.PIPE, timeout=60,
     )  # fmt: skip
     os.close(write)

@@ -4,6 +4,7 @@ Tolerance: probabilities are float32 and of at most 1, and another batch size, n
 number of threads may change the order of their sums (SUM).
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -105,8 +106,10 @@ def command(capsys, cache):
     """`command(*arguments)` calls `python -m hiercls_jax`: (exit status, stdout, stderr)."""
 
     def call(*arguments) -> tuple[int, str, str]:
-        status = __main__.main(["hiercls_jax", *map(str, arguments)])
-        jax.config.update("jax_compilation_cache_dir", cache)
+        try:
+            status = __main__.main(["hiercls_jax", *map(str, arguments)])
+        finally:
+            jax.config.update("jax_compilation_cache_dir", cache)
         return status, *capsys.readouterr()
 
     return call
@@ -344,6 +347,12 @@ def test_mistakes_are_one_line(command, workdir, tmp_path, monkeypatch, argument
     assert message in err
     assert len(err.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "text.png"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(command, workdir, root):
+    """`predict | head` says nothing of a broken pipe; who started the command ends it quietly."""
+    with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):
+        command("predict", f"--workdir={workdir}", *first_two(root))
 
 
 @pytest.mark.parametrize("words", [["predict", "a.png"], ["export", "--out=model"]])
