@@ -139,6 +139,13 @@ def test_it_says_what_its_run_said(trained, workdir, images):
     check(trained, workdir, images)
 
 
+def test_it_says_in_a_line_what_it_is(trained):
+    """Printed, it is what goes in, what comes out and its alpha, not all that it has learned."""
+    assert repr(trained) == (
+        "Predictor(uint8 [N, 8, 8, 3] to 'tone' [N, 2], 'colour' [N, 4]; alpha = 0.70)"
+    )
+
+
 def test_separate_networks_answer_together(root, images, monkeypatch):
     """A run of a network per level is one predictor; here of initial values, saved as trained."""
 
@@ -327,7 +334,7 @@ def test_the_guesses_as_json(command, workdir, trained, root, images):
         (["predict", "WORK"], 2, "no image file is named; see python -m hiercls_jax predict"),
         (["predict", "WORK", "--out=x", "a.png"], 2, "Unknown command line flag 'out'"),
         (["predict", "WORK", "none.png"], 1, "there is no image file none.png"),
-        (["predict", "WORK", "."], 1, "there is no image file ."),
+        (["predict", "WORK", "folder"], 1, "folder is a folder; name the image files in it, such"),
         (["predict", "WORK", "text.png"], 1, "text.png cannot be read as an image, PNG or JPEG"),
         (["export", "WORK"], 2, "flag --out=None"),
         (["export", "WORK", "--out=x", "y"], 2, "Unknown command line flag 'y'; see"),

@@ -108,6 +108,9 @@ def read_files(paths: Sequence, shape: tuple[int, int]) -> np.ndarray:
     images = np.empty((len(paths), *shape, 3), np.uint8)
     with strict_pillow():
         for i, path in enumerate(paths):
+            if Path(path).is_dir():
+                files = Path(path) / "*.png"
+                raise DataError(f"{path} is a folder; name the image files in it, such as {files}")
             if not Path(path).is_file():
                 raise DataError(f"there is no image file {path}")
             images[i] = rgb_array(path, path, shape, _FORMATS)
