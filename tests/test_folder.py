@@ -97,9 +97,10 @@ def test_hidden_files_are_ignored(root):
     assert len(folder.read(root, PETS, 8)["train"]) == 4
 
 
-def test_cache_follows_the_files(root):
+def test_cache_follows_the_files(root, capsys):
     """The second read decodes nothing; after a change to one file, everything is read anew."""
     first = folder.read(root, PETS, 8)["train"]
+    assert f"once; then they are cached in {cache_folder()}\n" in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "_decode", None)
         again = folder.read(root, PETS, 8)["train"]

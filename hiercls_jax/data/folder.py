@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from hiercls_jax.data.dataset import DataError, Split, cached
+from hiercls_jax.data.dataset import DataError, Split, cache_folder, cached
 from hiercls_jax.data.stream import Once, Stream, Survey, alone, look_at, surveys
 from hiercls_jax.errors import some
 from hiercls_jax.hierarchy import Hierarchy
@@ -44,7 +44,10 @@ def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
 
     def build() -> dict[str, Split]:
         count = sum(map(len, files.values()))
-        print(f"decoding {count} images of {root}, once; then they are cached", flush=True)
+        where = cache_folder()
+        print(
+            f"decoding {count} images of {root}, once; then they are cached in {where}", flush=True
+        )
         return {name: _decode(found, image_size) for name, found in files.items()}
 
     return cached("folder", fingerprint, build)
