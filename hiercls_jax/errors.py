@@ -24,12 +24,12 @@ def one_line(error) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first few of some names, each in quotes, so that its spaces can be seen.
+    """Return the first three names, and how many more there are.
 
-    >>> some(["a", "b  c"])
-    "'a', 'b  c'"
+    In quotes, as a space may be what is wrong with one.
     """
-    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
 def reader_gone() -> int:
