@@ -168,7 +168,9 @@ def predict(
         name: dict(zip(data.hierarchy.levels, data.hierarchy.labels(split.labels), strict=True))
         for name, split in splits.items()
     }
-    return {name: Predictions(probs[name], labels[name]) for name in splits}, test_seconds
+    return {
+        name: Predictions(probs[name], labels[name], split.files) for name, split in splits.items()
+    }, test_seconds
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:

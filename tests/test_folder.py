@@ -54,6 +54,15 @@ def test_order_labels_and_shapes(root):
     assert test.labels.tolist() == [2, 1]
 
 
+def test_images_know_their_files(root):
+    """Read, read from the cache or streamed, and of a part of them: in the order of the images."""
+    wanted = ["train/lion/a.webp", "train/lynx/a.png", "train/lynx/b.png", "train/pug/a.PNG"]
+    for way in (folder.read, folder.read, folder.stream):
+        train = way(root, PETS, 8)["train"]
+        assert train.files.tolist() == wanted
+        assert train.take(np.array([3, 0])).files.tolist() == [wanted[3], wanted[0]]
+
+
 def test_resizing_is_antialiased(root):
     """A fine chequerboard made small is grey: every pixel counts, none is skipped."""
     board = np.indices((64, 64)).sum(0) % 2 * 255

@@ -178,7 +178,7 @@ def toy(images, monkeypatch):
     ]  # fmt: skip
 
 
-def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path):
+def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, images, tmp_path):
     """`separate` trains a network per level in a folder of its own; their report is one.
 
     With `data.final=True` they train on every image, and alpha is 1. The same command again says
@@ -230,6 +230,8 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path
     assert list(split.probs) == ["coarse", "fine"]
     np.testing.assert_array_equal(split.labels["coarse"], split.labels["fine"] // 2)
     np.testing.assert_array_equal(split.labels["fine"], np.repeat(np.arange(4), 5))
+    files = (path.relative_to(images) for path in images.glob("test/*/*.png"))
+    assert split.files.tolist() == sorted(map(str, files))
     for p in split.probs.values():
         np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)  # float32 softmax
 

@@ -1,6 +1,7 @@
 """Image folders: `root/train/<fine class>/*.png` and `root/test/…`, made one square size."""
 
 import contextlib
+import dataclasses
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
       image_size: pixels, positive.
 
     Returns:
-      `{'train': Split, 'test': Split}`, images uint8 `[N, image_size, image_size, 3]`.
+      `{'train': Split, 'test': Split}`, images uint8 `[N, image_size, image_size, 3]`, files below
+      `root`.
 
     Raises:
       DataError: for missing or unknown folders and images that cannot be read, naming them.
@@ -50,7 +52,11 @@ def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
         )
         return {name: _decode(found, image_size) for name, found in files.items()}
 
-    return cached("folder", fingerprint, build)
+    splits = cached("folder", fingerprint, build)
+    return {
+        name: dataclasses.replace(split, files=_names(root, files[name]))
+        for name, split in splits.items()
+    }
 
 
 def stream(
@@ -90,7 +96,7 @@ def stream(
     shared = [fingerprint["classes"], names]
     found = surveys("folder-survey", fingerprint, shared, look, once)
     return {
-        name: Stream(decode, np.arange(len(files[name])), found[name], (*shape, 3))
+        name: Stream(decode, np.arange(len(files[name])), found[name], (*shape, 3), decode.names)
         for name, decode in decoders.items()
     }
 
@@ -196,11 +202,11 @@ class _Decoder:
 
     def __init__(self, root: Path, found: list[tuple[Path, int]], shape: tuple[int, int]):
         self._root, self._shape = root, shape
-        self._names = np.array([str(path.relative_to(root)) for path, _ in found], object)
+        self.names = _names(root, found)
         self.labels = np.array([label for _, label in found], np.int32)
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        paths = (self._root / name for name in self._names[numbers])
+        paths = (self._root / name for name in self.names[numbers])
         return np.stack([rgb_array(path, path, self._shape, _FORMATS) for path in paths])
 
 
@@ -275,6 +281,10 @@ def _unknown(entry: Path, classes) -> str:
 def _composed(name: str) -> str:
     """Return a name with its letters composed: some systems write `ü` as `u` and two dots."""
     return unicodedata.normalize("NFC", name)
+
+
+def _names(root: Path, found: list[tuple[Path, int]]) -> np.ndarray:
+    return np.array([path.relative_to(root).as_posix() for path, _ in found], object)
 
 
 def _visible(folder: Path) -> list[Path]:
