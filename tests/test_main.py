@@ -365,7 +365,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(words):
     os.close(read)
     process = subprocess.run(
         [sys.executable, "-m", *words],
-        cwd=Path(__file__).parents[1], stdout=write, stderr=subprocess.PIPE, timeout=60,
+        cwd=Path(__file__).parents[1], stdout=write, stderr=subprocess.PIPE, timeout=240,
     )  # fmt: skip
     os.close(write)
     assert (process.returncode, process.stderr) == (141, b"")
