@@ -1,8 +1,9 @@
 """`python -m hiercls_jax` lists the commands, and `python -m hiercls_jax adapt` is one of them."""
 
-import os
 import signal
 import sys
+
+from hiercls_jax.errors import reader_gone
 
 COMMANDS = """\
 hiercls_jax: hierarchical image classification with merged networks and test-time adaptation
@@ -60,7 +61,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:  # while modules were imported; each command has its own word
         print("stopped before anything began", file=sys.stderr)
         status = 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        status = reader_gone()
     sys.exit(status)

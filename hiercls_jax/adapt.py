@@ -73,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # no error: `__main__` ends quietly
+        raise
     except OSError as error:
         where = error.filename or options.out
         text = one_line(f"{where}: {error.strerror or error}")

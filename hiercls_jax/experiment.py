@@ -368,7 +368,9 @@ def load_data(config: ConfigDict) -> Dataset:
         train, validation = hold_out(train, data.validation, data.validation_seed)
     if len(train) < config.train.batch:
         raise ConfigError(
-            f"train.batch={config.train.batch} is more than the {len(train)} training images"
+            f"train.batch={config.train.batch} is more than the {len(train)} training images; "
+            f"allowed are 1 to {len(train)}, by batch=… after the config's colon or by "
+            "--config.train.batch=…"
         )
     return Dataset(data.dataset, hierarchy, train, validation, splits["test"])
 

@@ -151,6 +151,8 @@ def main(argv: Sequence[str]) -> int:
             return 0
         with _alone_in(Path(config.value.folder)) as lock, _signals() as caught:
             return _carry_out(runs, slots, lock, caught)
+    except BrokenPipeError:  # no error: `__main__` ends quietly
+        raise
     except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1

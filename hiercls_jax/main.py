@@ -23,13 +23,14 @@ if __name__ == "__main__":
 
 import json
 import os
+import signal
 import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from hiercls_jax import experiment, run
-from hiercls_jax.errors import UserError, explain, one_line
+from hiercls_jax.errors import UserError, explain, one_line, reader_gone
 from hiercls_jax.training.loop import Interrupted
 from hiercls_jax.training.parallel import Cluster
 
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> int:
             raise
         traceback.print_exc()
         status = 1
-    if status == 1 and DISTRIBUTED.value:
+    if status in (1, 128 + signal.SIGPIPE) and DISTRIBUTED.value:
         # At a regular exit JAX would wait minutes for the others, who wait for this process.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -94,6 +95,8 @@ def _main(argv: list[str]) -> int:
             print(json.dumps(counts, indent=1) if JSON.value else table)
         else:
             run.run(CONFIG.value, MODE.value == "train", sys.argv[1:], _cluster())
+    except BrokenPipeError:
+        return reader_gone()
     except (UserError, OSError) as error:  # such as a full disk
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -124,6 +127,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         if CONFIG.value is not None:
             CONFIG.value.to_dict()  # a config file that is not there is noticed at its first use
         return rest
+    except BrokenPipeError:
+        raise
     except SystemExit as stop:  # absl's status after help is 1
         sys.exit(0 if HELP & set(argv) else stop.code)
     except Exception as e:  # a config file is a program, which may raise anything
@@ -133,4 +138,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    try:
+        try:
+            app.run(main, flags_parser=parse_flags)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        sys.exit(reader_gone())

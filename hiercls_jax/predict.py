@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # no error: `__main__` ends quietly
+        raise
     except OSError as error:
         text = one_line(f"{error.filename}: {error.strerror or error}")
         print(f"error: {text}", file=sys.stderr)

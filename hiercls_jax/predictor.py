@@ -64,6 +64,12 @@ class Predictor:
     batch: int
     forward: Callable
 
+    def __repr__(self) -> str:
+        h, w, _ = self.shape
+        sizes = zip(self.hierarchy.levels, self.hierarchy.sizes, strict=True)
+        levels = ", ".join(f"'{level}' [N, {classes}]" for level, classes in sizes)
+        return f"Predictor(uint8 [N, {h}, {w}, 3] to {levels}; alpha = {self.alpha:.2f})"
+
     def __call__(self, images) -> Answer:
         """Return the probabilities of every level for uint8 images `[N, H, W, 3]` or `[H, W, 3]`.
 

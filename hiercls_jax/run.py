@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from hiercls_jax import experiment, huge_pages
 from hiercls_jax.data.dataset import Dataset, Samples, cache_folder
 from hiercls_jax.environment import environment
-from hiercls_jax.errors import UserError
+from hiercls_jax.errors import UserError, some
 from hiercls_jax.evaluation import page, predictions, report
 from hiercls_jax.evaluation.files import whole
 from hiercls_jax.evaluation.predictions import Predictions
@@ -131,6 +131,7 @@ def _finished(workdir: Path, config: ConfigDict, train: bool) -> bytes:
         return b""
     print(f"{workdir} is finished; its results:\n")
     print(report.format_table(results, Hierarchy.from_json(workdir / "hierarchy.json")))
+    print("\nto train anew, as on images that were added since, choose another --config.workdir")
     return b"finished"
 
 
@@ -167,7 +168,9 @@ def predict(
         name: dict(zip(data.hierarchy.levels, data.hierarchy.labels(split.labels), strict=True))
         for name, split in splits.items()
     }
-    return {name: Predictions(probs[name], labels[name]) for name in splits}, test_seconds
+    return {
+        name: Predictions(probs[name], labels[name], split.files) for name, split in splits.items()
+    }, test_seconds
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -224,12 +227,34 @@ def _trained(network: experiment.Network, data: Dataset, resume: bool) -> tuple[
 
 def _start_line(config: ConfigDict, data: Dataset) -> str:
     validation = 0 if data.validation is None else len(data.validation)
+    epochs = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
     pages = " with huge pages" if huge_pages.in_use() else ""
     return (
         f"{config.variant}: {config.model.arch} on {data.name}: {len(data.train):,} images to "
         f"train on, {validation:,} to tune alpha on, {len(data.test):,} to test on; "
-        f"{config.train.epochs} epochs on {parallel.describe_devices()}{pages}; "
-        f"workdir {config.workdir}"
+        f"{epochs} on {parallel.describe_devices()}{_fewer_devices(config)}{pages}; "
+        f"workdir {config.workdir}{_untested(data)}"
+    )
+
+
+def _fewer_devices(config: ConfigDict) -> str:
+    """Return why a CPU has not a device for each core, where the batch is why; else nothing."""
+    cores = parallel.cpu_cores()
+    if parallel.on_accelerator() or config.run.cpu_devices or parallel.device_count() >= cores:
+        return ""
+    return f" (not {cores}: a batch of {config.train.batch} cannot be divided among them)"
+
+
+def _untested(data: Dataset) -> str:
+    """Return a line about the classes of the last level without test images; else nothing."""
+    names = data.hierarchy.names[-1]
+    counts = np.bincount(data.test.labels, minlength=len(names))
+    left_out = [name for name, count in zip(names, counts, strict=True) if not count]
+    if not left_out:
+        return ""
+    return (
+        f"\nnote: there are no test images of {len(left_out)} of {len(names)} classes: "
+        f"{some(left_out)}; no error is measured on them"
     )
 
 

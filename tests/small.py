@@ -1,6 +1,9 @@
 """What several tests train: a tiny data set and a tiny merged network."""
 
 import dataclasses
+import errno
+import io
+import os
 from pathlib import Path
 
 import flax.linen as nn
@@ -87,6 +90,14 @@ def image_folder(root: Path, **counts: int) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{i:03}.png")
     return root
+
+
+class ClosedPipe(io.StringIO):
+    """What stdout is where the program that read it has ended."""
+
+    def write(self, text: str) -> int:
+        """Fail as a write to such a pipe does."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def task(merge: int = 1, hierarchy: Hierarchy = HIERARCHY, **changes) -> Task:

@@ -4,6 +4,7 @@ Tolerance: results are float32 sums of a few rounded terms of at most 1 (SUM); p
 change the order in which XLA adds.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small
 from made_up import page_data, unpacked
 
 from hiercls_jax import __main__, adapt
@@ -234,6 +236,14 @@ def test_progress(inputs, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert re.search(rf"measuring: .*0/{N} .*adapting: .*0/{N} ", shown, re.DOTALL)
     assert shown.endswith("\r")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(inputs, capsys):
+    """All is written; of the broken pipe nothing is said, and `__main__` ends the command."""
+    with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):
+        run(*BASE)
+    assert capsys.readouterr().err == ""
+    assert (Path("out") / "report.json").exists()
 
 
 def test_three_levels(capsys, tmp_path):

@@ -306,9 +306,12 @@ def test_final_holds_nothing_out(tiny):
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny):
-    """No step could be taken."""
+    """No step could be taken; the error says what can, and by which words."""
     config = changed(compose("merge1", "batch=512"), data__final=True)
-    with pytest.raises(ConfigError, match="train.batch=512 is more than the 400 training images"):
+    message = (
+        "train.batch=512 is more than the 400 training images; allowed are 1 to 400, by batch="
+    )
+    with pytest.raises(ConfigError, match=message):
         experiment.load_data(config)
 
 

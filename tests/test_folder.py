@@ -1,6 +1,7 @@
 """Image folders: what is read, in which order, and what is refused."""
 
 import io
+import unicodedata
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image, PngImagePlugin
 
 from hiercls_jax.data import folder
 from hiercls_jax.data.dataset import DataError, cache_folder
+from hiercls_jax.errors import one_line
 from hiercls_jax.hierarchy import Hierarchy
 
 PETS = Hierarchy(("kind", "animal"), (("cat", "dog"), ("lynx", "pug", "lion")), ((0, 1, 0),))
@@ -50,6 +52,15 @@ def test_order_labels_and_shapes(root):
     assert train.images[:, 0, 0, 0].tolist() == [40, 2, 1, 3]
     assert train.images[0, 0, 0].tolist() == [40, 80, 120]
     assert test.labels.tolist() == [2, 1]
+
+
+def test_images_know_their_files(root):
+    """Read, read from the cache or streamed, and of a part of them: in the order of the images."""
+    wanted = ["train/lion/a.webp", "train/lynx/a.png", "train/lynx/b.png", "train/pug/a.PNG"]
+    for way in (folder.read, folder.read, folder.stream):
+        train = way(root, PETS, 8)["train"]
+        assert train.files.tolist() == wanted
+        assert train.take(np.array([3, 0])).files.tolist() == [wanted[3], wanted[0]]
 
 
 def test_resizing_is_antialiased(root):
@@ -95,9 +106,10 @@ def test_hidden_files_are_ignored(root):
     assert len(folder.read(root, PETS, 8)["train"]) == 4
 
 
-def test_cache_follows_the_files(root):
+def test_cache_follows_the_files(root, capsys):
     """The second read decodes nothing; after a change to one file, everything is read anew."""
     first = folder.read(root, PETS, 8)["train"]
+    assert f"once; then they are cached in {cache_folder()}\n" in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "_decode", None)
         again = folder.read(root, PETS, 8)["train"]
@@ -185,7 +197,39 @@ def test_decompression_bomb(root, monkeypatch, limit):
 def test_unknown_class_folder(root):
     """A class folder that the hierarchy has not is named, in either split."""
     save(root / "test" / "puma" / "a.png", (0, 0, 0))
-    refused(root, root / "test" / "puma", "lynx, pug, lion")
+    refused(root, root / "test" / "puma", "'lynx', 'pug', 'lion'); rename it")
+
+
+def test_a_misspelt_class_is_named(root):
+    """Of the classes without a folder, the one that is spelt nearly as the folder is named."""
+    more = tuple(f"a{i}" for i in range(9))  # before it: the list of classes ends earlier
+    names = (("cat", "dog"), (*more, "pub", "lynx", "pugh", "lion"))
+    tree = Hierarchy(PETS.levels, names, ((*[0] * 9, 1, 0, 1, 0),))
+    save(root / "train" / "pub" / "a.png", (0, 0, 0))
+    with pytest.raises(DataError, match=r"train/pug' is no class .*; did you mean 'pugh'\? Rename"):
+        folder.read(root, tree, 8)
+
+
+def test_spaces_of_a_name_can_be_seen(root):
+    """Where a folder and a class differ in a space, the line of the error does."""
+    names = (("cat", "dog"), ("lynx", "small  pug", "lion"))
+    (root / "train" / "pug").rename(root / "train" / "small pug")
+    with pytest.raises(DataError) as caught:
+        folder.read(root, Hierarchy(PETS.levels, names, PETS.parents), 8)
+    line = one_line(caught.value)
+    assert "train/small pug' is no class" in line
+    assert "'lynx', 'small  pug', 'lion'" in line
+
+
+@pytest.mark.parametrize(("file_system", "table"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_how_letters_are_composed_makes_no_difference(root, file_system, table):
+    """A folder whose `ü` is one character is the class whose `ü` is two, and the other way."""
+    for split in ("train", "test"):
+        (root / split / "pug").rename(root / split / unicodedata.normalize(file_system, "hündchen"))
+    names = (("cat", "dog"), ("lynx", unicodedata.normalize(table, "hündchen"), "lion"))
+    splits = folder.read(root, Hierarchy(PETS.levels, names, PETS.parents), 8)
+    assert splits["train"].labels.tolist() == [1, 2, 0, 0]
+    assert splits["test"].labels.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("empty", [False, True])

@@ -1,5 +1,6 @@
 """The grid runs what is missing, resumes, skips, survives a failing run, and stops cleanly."""
 
+import contextlib
 import json
 import os
 import re
@@ -267,6 +268,12 @@ def test_a_dry_run_shows_states_and_commands_that_main_accepts(stand_in, capsys)
         assert line.split()[:3] == ["to", "begin", "python"]
         assert of.config.train.epochs == 2
         assert str(of.workdir) in line
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(stand_in):
+    """`grid --dry_run | head` is ended by `__main__`, which says nothing of a broken pipe."""
+    with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):
+        carry_out("--dry_run")
 
 
 def test_runs_are_weighed_by_what_they_compute():

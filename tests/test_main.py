@@ -17,7 +17,8 @@ from absl import flags
 from absl.testing import flagsaver
 from made_up import page_data
 
-from hiercls_jax import main, run
+from hiercls_jax import experiment, main, run
+from hiercls_jax.data.dataset import Dataset, Split
 from hiercls_jax.evaluation import predictions
 from hiercls_jax.models import registry
 from hiercls_jax.training import parallel
@@ -177,7 +178,7 @@ def toy(images, monkeypatch):
     ]  # fmt: skip
 
 
-def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path):
+def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, images, tmp_path):
     """`separate` trains a network per level in a folder of its own; their report is one.
 
     With `data.final=True` they train on every image, and alpha is 1. The same command again says
@@ -190,6 +191,7 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path
     status, out, err = command(*arguments)
     assert (status, err) == (0, "")
     assert "separate: toy4 on folder: 64 images to train on, 0 to tune alpha on, 20 to test" in out
+    assert "; 1 epoch on 4 x cpu" in out
     assert "chosen, alpha = 1.00" in out
     for level in ("coarse", "fine"):  # after its first steps, each says what it will cost
         assert re.search(rf"{level}: 2 steps of 8 .* images/s on 4 x cpu: about \d+ s", out), out
@@ -228,6 +230,8 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path
     assert list(split.probs) == ["coarse", "fine"]
     np.testing.assert_array_equal(split.labels["coarse"], split.labels["fine"] // 2)
     np.testing.assert_array_equal(split.labels["fine"], np.repeat(np.arange(4), 5))
+    files = (path.relative_to(images) for path in images.glob("test/*/*.png"))
+    assert split.files.tolist() == sorted(map(str, files))
     for p in split.probs.values():
         np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)  # float32 softmax
 
@@ -236,6 +240,8 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, tmp_path
     assert (status, err) == (0, "")
     assert out.startswith(f"{work} is finished; its results:")
     assert "chosen, alpha = 1.00" in out
+    assert out.endswith("to train anew, as on images that were added since, choose another "
+                        "--config.workdir\n")  # fmt: skip
     assert (work / "results.json").read_bytes() == before
 
 
@@ -274,6 +280,41 @@ def test_nothing_to_evaluate(command, toy, tmp_path, monkeypatch):
                              f"--config.workdir={tmp_path / 'work'}")  # fmt: skip
     assert status == 1
     assert f"there is no checkpoint in {tmp_path / 'work'} to evaluate; train it first" in err
+
+
+def dataset(hierarchy, test_labels) -> Dataset:
+    """A set of no images to learn from, with such labels of its test images."""
+    test = Split(np.zeros((len(test_labels), 1, 1, 3), np.uint8), np.array(test_labels, np.int32))
+    return Dataset("folder", hierarchy, test.take([]), None, test)
+
+
+def test_classes_without_test_images_are_named():
+    """They are allowed, and nothing is measured on them, which a line says."""
+    config = experiment.compose("merge1", "quick")
+    lines = run._start_line(config, dataset(small.HIERARCHY, [3, 1, 0, 0])).splitlines()
+    note = (
+        "note: there are no test images of 1 of 4 classes: 'silver'; no error is measured on them"
+    )
+    assert lines[1:] == [note]
+    assert len(run._start_line(config, dataset(small.HIERARCHY, [3, 1, 0, 2])).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "said"),
+    [
+        (4, None, "4 x cpu; workdir"),
+        (3, None, "4 x cpu; workdir"),
+        (8, None, "4 x cpu (not 8: a batch of 12 cannot be divided among them); workdir"),
+        (8, 4, "4 x cpu; workdir"),
+    ],
+)
+def test_cores_that_a_batch_leaves_idle_are_told(monkeypatch, cores, asked, said):
+    """A batch that cannot be divided among the cores goes to fewer; but not where one said so."""
+    monkeypatch.setattr(parallel, "cpu_cores", lambda: cores)
+    config = experiment.compose("merge1", "quick,batch=12")
+    with config.unlocked():
+        config.run.cpu_devices = asked
+    assert said in run._start_line(config, dataset(small.HIERARCHY, [0]))
 
 
 def test_a_batch_that_the_devices_do_not_divide(command, toy, tmp_path):
@@ -317,13 +358,14 @@ def test_the_command_from_a_shell():
     )
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    """`python -m hiercls_jax | head` ends without a traceback."""
+@pytest.mark.parametrize("words", [["hiercls_jax"], ["hiercls_jax.main", "--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    """`python -m hiercls_jax | head` ends without a traceback, and so does the training command."""
     read, write = os.pipe()
     os.close(read)
     process = subprocess.run(
-        [sys.executable, "-m", "hiercls_jax"],
-        cwd=Path(__file__).parents[1], stdout=write, stderr=subprocess.PIPE, timeout=60,
+        [sys.executable, "-m", *words],
+        cwd=Path(__file__).parents[1], stdout=write, stderr=subprocess.PIPE, timeout=240,
     )  # fmt: skip
     os.close(write)
     assert (process.returncode, process.stderr) == (141, b"")

@@ -55,6 +55,19 @@ def test_what_is_saved_is_loaded(tmp_path):
         )
 
 
+def test_files_are_kept_where_there_are_some(tmp_path, arrays):
+    """The file of each image comes back; files that are no text, or too few, are refused."""
+    files = np.array(["test/ä/1.png", "test/b/02.png", "test/b/3.png"])
+    splits = {"validation": made(5), "test": dataclasses.replace(made(3), files=files)}
+    save(tmp_path / "p.npz", splits)
+    found = load(tmp_path / "p.npz", HIERARCHY)
+    assert found["validation"].files is None
+    assert found["test"].files.tolist() == files.tolist()
+    for wrong in (files, np.arange(7)):
+        np.savez(tmp_path / "p.npz", **arrays, **{"test/files": wrong})
+        refused(tmp_path / "p.npz", r"test needs files \[7\] of text")
+
+
 def test_other_precisions_are_stored_as_float32(tmp_path):
     """float64 and float16 probabilities and int64 labels are stored as float32 and int32."""
     split = made(3)

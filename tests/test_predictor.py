@@ -4,6 +4,7 @@ Tolerance: probabilities are float32 and of at most 1, and another batch size, n
 number of threads may change the order of their sums (SUM).
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -105,8 +106,10 @@ def command(capsys, cache):
     """`command(*arguments)` calls `python -m hiercls_jax`: (exit status, stdout, stderr)."""
 
     def call(*arguments) -> tuple[int, str, str]:
-        status = __main__.main(["hiercls_jax", *map(str, arguments)])
-        jax.config.update("jax_compilation_cache_dir", cache)
+        try:
+            status = __main__.main(["hiercls_jax", *map(str, arguments)])
+        finally:
+            jax.config.update("jax_compilation_cache_dir", cache)
         return status, *capsys.readouterr()
 
     return call
@@ -134,6 +137,13 @@ def test_it_says_what_its_run_said(trained, workdir, images):
     """Probabilities as in `predictions.npz`, adapted with the alpha of `results.json`."""
     assert (trained.alpha, trained.shape, trained.hierarchy) == (ALPHA, (8, 8, 3), HIERARCHY)
     check(trained, workdir, images)
+
+
+def test_it_says_in_a_line_what_it_is(trained):
+    """Printed, it is what goes in, what comes out and its alpha, not all that it has learned."""
+    assert repr(trained) == (
+        "Predictor(uint8 [N, 8, 8, 3] to 'tone' [N, 2], 'colour' [N, 4]; alpha = 0.70)"
+    )
 
 
 def test_separate_networks_answer_together(root, images, monkeypatch):
@@ -324,7 +334,7 @@ def test_the_guesses_as_json(command, workdir, trained, root, images):
         (["predict", "WORK"], 2, "no image file is named; see python -m hiercls_jax predict"),
         (["predict", "WORK", "--out=x", "a.png"], 2, "Unknown command line flag 'out'"),
         (["predict", "WORK", "none.png"], 1, "there is no image file none.png"),
-        (["predict", "WORK", "."], 1, "there is no image file ."),
+        (["predict", "WORK", "folder"], 1, "folder is a folder; name the image files in it, such"),
         (["predict", "WORK", "text.png"], 1, "text.png cannot be read as an image, PNG or JPEG"),
         (["export", "WORK"], 2, "flag --out=None"),
         (["export", "WORK", "--out=x", "y"], 2, "Unknown command line flag 'y'; see"),
@@ -344,6 +354,12 @@ def test_mistakes_are_one_line(command, workdir, tmp_path, monkeypatch, argument
     assert message in err
     assert len(err.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "text.png"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(command, workdir, root):
+    """`predict | head` says nothing of a broken pipe; who started the command ends it quietly."""
+    with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):
+        command("predict", f"--workdir={workdir}", *first_two(root))
 
 
 @pytest.mark.parametrize("words", [["predict", "a.png"], ["export", "--out=model"]])

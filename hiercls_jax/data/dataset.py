@@ -29,10 +29,12 @@ class Samples(Protocol):
       in_memory: whether there are `images` uint8 `[N, H, W, 3]` beside the labels.
       labels: int32 `[N]` of the last level.
       image_shape: (H, W, 3) of every image.
+      files: str `[N]`, each image's file in the image folder; None where images are no files.
     """
 
     in_memory: ClassVar[bool]
     labels: np.ndarray
+    files: np.ndarray | None
 
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
@@ -56,6 +58,7 @@ class Split:
     in_memory: ClassVar[bool] = True
     images: np.ndarray
     labels: np.ndarray
+    files: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,7 +70,8 @@ class Split:
 
     def take(self, indices: np.ndarray) -> "Split":
         """Return the images and labels at `indices`."""
-        return Split(self.images[indices], self.labels[indices])
+        files = None if self.files is None else self.files[indices]
+        return Split(self.images[indices], self.labels[indices], files)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the images at `indices`, uint8 `[n, H, W, 3]`."""
@@ -134,7 +138,7 @@ def cached(
       name: what the cache entry is called.
       fingerprint: JSON values that together determine the result; another value is another entry.
       build: makes the splits; called only where no whole entry exists.
-      kind: what `build()` makes, a dataclass of arrays.
+      kind: what `build()` makes, a dataclass of arrays; fields with a default are not kept.
 
     An entry is written to a temporary folder and renamed, so that a half-written one is never
     read; one whose bytes do not match the sums written beside them is built anew.
@@ -163,10 +167,14 @@ def _read(folder: Path, kind: type) -> dict | None:
                     return None
             arrays[file] = np.load(path, allow_pickle=False)
         names = sorted({file.split(".")[0] for file in sums})
-        parts = [field.name for field in dataclasses.fields(kind)]
+        parts = _kept(kind)
         return {n: kind(*(arrays[f"{n}.{part}.npy"] for part in parts)) for n in names} or None
     except (OSError, ValueError, KeyError, EOFError, AttributeError):
         return None
+
+
+def _kept(kind: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
 
 
 def _write(folder: Path, splits: dict) -> None:
@@ -175,9 +183,9 @@ def _write(folder: Path, splits: dict) -> None:
     try:
         sums = {}
         for name, split in splits.items():
-            for field in dataclasses.fields(split):
-                path = temporary / f"{name}.{field.name}.npy"
-                np.save(path, getattr(split, field.name), allow_pickle=False)
+            for part in _kept(type(split)):
+                path = temporary / f"{name}.{part}.npy"
+                np.save(path, getattr(split, part), allow_pickle=False)
                 with open(path, "rb") as handle:
                     sums[path.name] = hashlib.file_digest(handle, "sha256").hexdigest()
         (temporary / "sums.json").write_text(json.dumps(sums))

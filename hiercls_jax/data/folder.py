@@ -1,15 +1,19 @@
 """Image folders: `root/train/<fine class>/*.png` and `root/test/…`, made one square size."""
 
 import contextlib
+import dataclasses
+import unicodedata
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from hiercls_jax.data.dataset import DataError, Split, cached
+from hiercls_jax.data.dataset import DataError, Split, cache_folder, cached
 from hiercls_jax.data.stream import Once, Stream, Survey, alone, look_at, surveys
+from hiercls_jax.errors import some
 from hiercls_jax.hierarchy import Hierarchy
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -23,7 +27,8 @@ def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
 
     Images are turned upright by their EXIF orientation, made RGB and resized, without keeping
     their proportions, to `image_size` x `image_size` (bilinear, antialiased). Hidden files are
-    ignored. `train` has images of every class; a class may be absent from `test`.
+    ignored. `train` has images of every class; a class may be absent from `test`. How a file system
+    or an editor composes the letters of a name (`ü`, or `u` and two dots) makes no difference.
 
     Args:
       root: the folder that holds `train` and `test`, each with one folder per class.
@@ -31,7 +36,8 @@ def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
       image_size: pixels, positive.
 
     Returns:
-      `{'train': Split, 'test': Split}`, images uint8 `[N, image_size, image_size, 3]`.
+      `{'train': Split, 'test': Split}`, images uint8 `[N, image_size, image_size, 3]`, files below
+      `root`.
 
     Raises:
       DataError: for missing or unknown folders and images that cannot be read, naming them.
@@ -40,10 +46,17 @@ def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
 
     def build() -> dict[str, Split]:
         count = sum(map(len, files.values()))
-        print(f"decoding {count} images of {root}, once; then they are cached", flush=True)
+        where = cache_folder()
+        print(
+            f"decoding {count} images of {root}, once; then they are cached in {where}", flush=True
+        )
         return {name: _decode(found, image_size) for name, found in files.items()}
 
-    return cached("folder", fingerprint, build)
+    splits = cached("folder", fingerprint, build)
+    return {
+        name: dataclasses.replace(split, files=_names(root, files[name]))
+        for name, split in splits.items()
+    }
 
 
 def stream(
@@ -83,7 +96,7 @@ def stream(
     shared = [fingerprint["classes"], names]
     found = surveys("folder-survey", fingerprint, shared, look, once)
     return {
-        name: Stream(decode, np.arange(len(files[name])), found[name], (*shape, 3))
+        name: Stream(decode, np.arange(len(files[name])), found[name], (*shape, 3), decode.names)
         for name, decode in decoders.items()
     }
 
@@ -104,6 +117,9 @@ def read_files(paths: Sequence, shape: tuple[int, int]) -> np.ndarray:
     images = np.empty((len(paths), *shape, 3), np.uint8)
     with strict_pillow():
         for i, path in enumerate(paths):
+            if Path(path).is_dir():
+                files = Path(path) / "*.png"
+                raise DataError(f"{path} is a folder; name the image files in it, such as {files}")
             if not Path(path).is_file():
                 raise DataError(f"there is no image file {path}")
             images[i] = rgb_array(path, path, shape, _FORMATS)
@@ -186,11 +202,11 @@ class _Decoder:
 
     def __init__(self, root: Path, found: list[tuple[Path, int]], shape: tuple[int, int]):
         self._root, self._shape = root, shape
-        self._names = np.array([str(path.relative_to(root)) for path, _ in found], object)
+        self.names = _names(root, found)
         self.labels = np.array([label for _, label in found], np.int32)
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        paths = (self._root / name for name in self._names[numbers])
+        paths = (self._root / name for name in self.names[numbers])
         return np.stack([rgb_array(path, path, self._shape, _FORMATS) for path in paths])
 
 
@@ -222,42 +238,57 @@ def _find(root: Path, split: str, classes, whole: bool) -> list[tuple[Path, int]
     folder = root / split
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; {root} should hold train/ and test/")
-    index = {name: i for i, name in enumerate(classes)}
+    index = {_composed(name): i for i, name in enumerate(classes)}
     found = []
     for entry in _visible(folder):
         if not entry.is_dir():
             if entry.suffix.lower() in SUFFIXES:
                 raise DataError(f"{entry} is outside a class folder; move it into one, or away")
             continue
-        if entry.name not in index:
-            raise DataError(
-                f"the folder {entry} is no class of the hierarchy's last level "
-                f"({len(classes)} classes: {_some(classes)}); rename it, or add the class"
-            )
+        label = index.get(_composed(entry.name))
+        if label is None:
+            raise DataError(_unknown(entry, classes))
         for path in _visible(entry):
             if path.suffix.lower() not in SUFFIXES or not path.is_file():
                 raise DataError(
                     f"{path} is not an image file ({', '.join(SUFFIXES)}); convert it or remove it"
                 )
-            found.append((path, index[entry.name]))
+            found.append((path, label))
     present = {label for _, label in found}
-    missing = [name for name in classes if index[name] not in present]
+    missing = [name for i, name in enumerate(classes) if i not in present]
     if whole and missing:
         raise DataError(
             f"{folder} has no images of {len(missing)} of the hierarchy's classes: "
-            f"{_some(missing)}; add images in {folder / missing[0]}, or remove the class"
+            f"{some(missing)}; add images in {folder / missing[0]}, or remove the class"
         )
     if not found:
         raise DataError(f"{folder} has no images; it should hold a folder of images per class")
     return found
 
 
+def _unknown(entry: Path, classes) -> str:
+    """Return what is wrong with a class folder: the class that it may be meant for has none."""
+    there = {_composed(path.name) for path in entry.parent.iterdir()}
+    absent = [name for name in classes if _composed(name) not in there]
+    close = get_close_matches(entry.name, absent, n=1)
+    meant = f"; did you mean '{close[0]}'? Rename one of them" if close else "; rename it"
+    return (
+        f"the folder '{entry}' is no class of the hierarchy's last level "
+        f"({len(classes)} classes: {some(classes)}){meant}, or add the class"
+    )
+
+
+def _composed(name: str) -> str:
+    """Return a name with its letters composed: some systems write `ü` as `u` and two dots."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _names(root: Path, found: list[tuple[Path, int]]) -> np.ndarray:
+    return np.array([path.relative_to(root).as_posix() for path, _ in found], object)
+
+
 def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _some(names) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _decode(files: list[tuple[Path, int]], image_size: int) -> Split:

@@ -46,6 +46,7 @@ class Stream:
       numbers: int64 `[N]`, by which `decode` knows the images.
       survey: what was found of these images.
       image_shape: (H, W, 3) of every image.
+      files: str `[N]`, each image's file in the image folder; None where images are no files.
     """
 
     in_memory: ClassVar[bool] = False
@@ -53,6 +54,7 @@ class Stream:
     numbers: np.ndarray
     survey: Survey
     image_shape: tuple[int, int, int]
+    files: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -65,7 +67,8 @@ class Stream:
     def take(self, indices: np.ndarray) -> "Stream":
         """Return the images and labels at `indices`."""
         found = Survey(self.survey.image_sums[indices], self.labels[indices])
-        return dataclasses.replace(self, numbers=self.numbers[indices], survey=found)
+        files = None if self.files is None else self.files[indices]
+        return dataclasses.replace(self, numbers=self.numbers[indices], survey=found, files=files)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the images at `indices`, uint8 `[n, H, W, 3]`, decoded by all threads."""

@@ -20,22 +20,27 @@ class Predictions:
     Args:
       probs: float32 `[N, classes]` by level name, coarsest first.
       labels: int32 `[N]` by level name.
+      files: str `[N]`, each image's file, where images are files.
     """
 
     probs: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
+    files: np.ndarray | None = None
 
 
 def save(path: Path, splits: dict[str, Predictions]) -> None:
     """Write splits to an `.npz` file with the arrays `<split>/p_<level>`, `<split>/labels_<level>`.
 
-    Written under a temporary name and renamed, so that the file is whole or not there.
+    And `<split>/files`, where images are files. Written under a temporary name and renamed, so that
+    it is whole or not there.
     """
     arrays = {}
     for split, predictions in splits.items():
         for level, p in predictions.probs.items():
             arrays[f"{split}/p_{level}"] = p.astype(np.float32, order="C")
             arrays[f"{split}/labels_{level}"] = predictions.labels[level].astype(np.int32)
+        if predictions.files is not None:
+            arrays[f"{split}/files"] = predictions.files.astype(str)
     with whole(path) as temporary:
         np.savez(temporary, **arrays)
 
@@ -59,7 +64,13 @@ def load(path: Path, hierarchy: Hierarchy) -> dict[str, Predictions]:
             probs[level], labels[level] = p, y
         if len({len(y) for y in labels.values()}) > 1:
             raise UserError(f"{path}: {split} has not as many images at every level")
-        splits[split] = Predictions(probs, labels)
+        files = arrays.get(f"{split}/files")
+        if files is not None and (files.dtype.kind != "U" or files.shape != y.shape):
+            raise UserError(
+                f"{path}: {split} needs files [{len(y)}] of text, or none; got {files.dtype} "
+                f"{list(files.shape)}"
+            )
+        splits[split] = Predictions(probs, labels, files)
     if not splits:
         raise UserError(f"{path} holds no predictions")
     return splits

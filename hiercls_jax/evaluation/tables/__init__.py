@@ -14,13 +14,13 @@ from reprlib import repr as shortened
 
 import numpy as np
 
+from hiercls_jax.errors import some
 from hiercls_jax.evaluation.tables import csv_files, numpy_files, parquet_files
 from hiercls_jax.evaluation.tables.table import (
     Table,
     TableError,
     as_table_error,
     check_rows,
-    some,
     split_key,
 )
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from hiercls_jax.errors import some
 from hiercls_jax.evaluation.tables.table import (
     TableError,
     check_rows,
     check_shape,
     read_exactly,
-    some,
     split_key,
 )
 

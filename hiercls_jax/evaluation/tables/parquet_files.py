@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from hiercls_jax.errors import some
 from hiercls_jax.evaluation.tables.table import (
     TableError,
     check_rows,
     check_shape,
     column_order,
     read_exactly,
-    some,
 )
 
 # A reader holds a page and a dictionary of every column it reads, 1 MiB each as most programs

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from hiercls_jax.errors import UserError
+from hiercls_jax.errors import UserError, some
 
 
 class TableError(UserError):
@@ -98,12 +98,6 @@ def column_order(name: str, columns: Sequence[str], classes: Sequence[str]) -> l
             )
     position = {column: i for i, column in enumerate(columns)}
     return [position[class_] for class_ in classes]
-
-
-def some(names: Sequence[str]) -> str:
-    """Return the first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
 def split_key(name: str) -> tuple[str, str | None]:
