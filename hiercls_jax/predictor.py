@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -238,7 +239,9 @@ def _networks(workdir: Path, results: dict, hierarchy: Hierarchy) -> list[tuple]
     networks = []
     for name, network in experiment.architectures(config, hierarchy).items():
         place = experiment.network_folder(config, workdir, name)
-        variables, step = checkpoint.newest_variables(place / "checkpoints")
+        image = jax.ShapeDtypeStruct((1, *results["input"]["shape"]), np.float32)
+        template = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), image)
+        variables, step = checkpoint.newest_variables(place / "checkpoints", template)
         if step != results["steps"][name]:
             raise UserError(
                 f"the newest checkpoint in {place} is of step {step}, and alpha was tuned at step "

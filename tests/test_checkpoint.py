@@ -40,6 +40,27 @@ def test_what_is_saved_is_restored(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("change", ["a name", "one more", "a shape"])
+def test_the_parameters_of_another_network_are_refused(tmp_path, change):
+    """As another version of the package had them, or another config: nothing of it is used."""
+    put(tmp_path, 7)
+    have = state(0)
+    if change == "a name":
+        params = {"c" if name == "a" else name: value for name, value in have.params.items()}
+    elif change == "one more":
+        params = have.params | {"c": have.params["a"]}
+    else:
+        params = have.params | {"a": np.zeros((2, 3), np.float32)}
+    with pytest.raises(CheckpointError, match="other parameters than the network"):
+        restore(tmp_path, have.replace(params=params))
+    variables = {"params": params, "batch_stats": have.batch_stats}
+    with pytest.raises(CheckpointError, match="other parameters than the network"):
+        checkpoint.newest_variables(tmp_path, variables)
+    assert names(tmp_path) == ["step_00000007"]
+    variables["params"] = have.params
+    assert checkpoint.newest_variables(tmp_path, variables)[1] == 7
+
+
 def test_nothing_saved_is_nothing_restored(tmp_path):
     """A folder that is empty or missing holds no checkpoint, and that is no error."""
     assert restore(tmp_path, state(0)) is None

@@ -80,7 +80,8 @@ def restore(folder: Path, template: State) -> tuple[State, dict] | None:
       template: a state of the same structure, shapes and dtypes, on the host.
 
     Raises:
-      CheckpointError: where there are checkpoints and none is whole.
+      CheckpointError: where there are checkpoints and none is whole, or the newest whole one is of
+        another network.
     """
     found = _steps(folder)
     before = len(list(folder.glob("step_*.damaged")))
@@ -100,13 +101,18 @@ def restore(folder: Path, template: State) -> tuple[State, dict] | None:
     return None
 
 
-def newest_variables(folder: Path) -> tuple[dict, int]:
+def newest_variables(folder: Path, template: dict) -> tuple[dict, int]:
     """Return (a network's `params` and `batch_stats`, step) of the newest checkpoint.
 
     Unlike `restore`, it changes nothing in the folder and takes no other one instead.
 
+    Args:
+      folder: the checkpoints' folder.
+      template: what has the shapes of these variables.
+
     Raises:
-      CheckpointError: where there is no checkpoint, or the newest one is damaged.
+      CheckpointError: where there is no checkpoint, or the newest one is damaged or of another
+        network.
     """
     found = _steps(folder)
     fault = _fault(found[-1]) if found else "there is none"
@@ -118,7 +124,10 @@ def newest_variables(folder: Path) -> tuple[dict, int]:
         )
     with _checkpointer() as checkpointer:
         state = checkpointer.restore(found[-1].absolute() / "arrays")
-    return {name: state[name] for name in ("params", "batch_stats")}, int(state["step"])
+    variables = {name: state.get(name, {}) for name in ("params", "batch_stats")}
+    if _shapes(variables) != _shapes(template):
+        raise _of_another_network(found[-1])
+    return variables, int(state["step"])
 
 
 def pack(restored: tuple[State, dict] | None) -> bytes:
@@ -219,11 +228,28 @@ def _sums(folder: Path) -> dict[str, str]:
 
 def _read_state(path: Path, template: State) -> State:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
-    with _checkpointer() as checkpointer:
-        state = checkpointer.restore(
-            path.absolute() / "arrays", item=template, restore_args=as_numpy
-        )
+    try:
+        with _checkpointer() as checkpointer:
+            state = checkpointer.restore(
+                path.absolute() / "arrays", item=template, restore_args=as_numpy
+            )
+    except ValueError as error:  # its sums are right: what it holds is not what is looked for
+        raise _of_another_network(path) from error
+    if _shapes(state) != _shapes(template):
+        raise _of_another_network(path)
     return jax.tree.map(lambda x, t: np.asarray(x, np.asarray(t).dtype), state, template)
+
+
+def _of_another_network(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {path} has other parameters than the network that this version builds; use "
+        "the version that trained it, or train anew in another --config.workdir"
+    )
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def _checkpointer() -> ocp.Checkpointer:
