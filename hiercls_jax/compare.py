@@ -73,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
         first = Path(sources[0])
         out = Path(flag_values.out or (first if first.is_dir() else first.parent))
         _compare([Path(s) for s in sources], out, argv[1:])
+    except BrokenPipeError:  # no error: `__main__` ends quietly
+        raise
     except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1

@@ -29,6 +29,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HOSTS = ("0", "1")
@@ -137,12 +138,16 @@ def counted_down(path: Path) -> bool:
     return count > 0
 
 
-def lose(cloud: Path) -> None:
-    """Take the hosts away, with all that runs there."""
-    for pid in (cloud / "hosts").glob("*/hiercls_jax/pid"):
+def lose(cloud: Path, grace: float = 0) -> None:
+    """Take the hosts away, and `grace` seconds later all that runs there."""
+    gone = cloud / "gone"
+    with contextlib.suppress(FileNotFoundError):
+        (cloud / "hosts").rename(gone)
+    time.sleep(grace)
+    for pid in gone.glob("*/hiercls_jax/pid"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid.read_text()), signal.SIGKILL)
-    shutil.rmtree(cloud / "hosts", ignore_errors=True)
+    shutil.rmtree(gone, ignore_errors=True)
     (cloud / "suspend").unlink(missing_ok=True)
 
 
@@ -181,8 +186,8 @@ def vm(cloud: Path, words: list[str]) -> int:
         if last and life == "preempt":
             (cloud / "suspend").touch()
         if last and life == "removed":
-            lose(cloud)
             (cloud / "state").unlink()
+            lose(cloud, grace=1)  # who asks just now is told of a training that runs
     elif counted_down(cloud / "unready"):
         return 255
     else:

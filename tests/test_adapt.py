@@ -731,9 +731,10 @@ def watch():
         time.sleep(0.002)
 
 threading.Thread(target=watch, daemon=True).start()
-for name in ("few", "many"):
+# The peak of few rows is short, and may be missed once.
+for i, name in enumerate(("few", "few", "few", "many")):
     assert adapt.main(["adapt", *sys.argv[1:], f"--fine={name}_fine.npy",
-                       f"--coarse={name}_coarse.npy", f"--out=out_{name}"]) == 0
+                       f"--coarse={name}_coarse.npy", f"--out=out_{i}"]) == 0
     print("peak", peak)
 """
 
@@ -765,5 +766,5 @@ def test_memory_does_not_grow_with_the_table(tmp_path):
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    few, many = (1024 * int(kb) for kb in re.findall(r"peak (\d+)", done.stdout))
+    *_, few, many = (1024 * int(kb) for kb in re.findall(r"peak (\d+)", done.stdout))
     assert many - few < 32e6, (few, many)

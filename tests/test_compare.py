@@ -1,5 +1,6 @@
 """From runs to a summary, and from the summary alone to the same figures and tables again."""
 
+import contextlib
 import csv
 import json
 import re
@@ -7,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import small
 from made_up import page_data, rates
 from made_up_runs import write_run
 
@@ -251,3 +253,10 @@ def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert line.endswith("see python -m hiercls_jax compare --help")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(compared, tmp_path):
+    """`compare … | head -1` is ended by `__main__`, which says nothing of a broken pipe."""
+    command = ["compare", str(compared / "summary.npz"), f"--out={tmp_path}"]
+    with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):
+        compare.main(command)

@@ -117,7 +117,10 @@ def test_shape_does_not_change_predictions(runs, run):
     ):
         assert one.files == many.files
         for name in one.files:
-            np.testing.assert_allclose(many[name], one[name], atol=5e-3)
+            if one[name].dtype.kind == "U":  # names of files
+                np.testing.assert_array_equal(many[name], one[name])
+            else:
+                np.testing.assert_allclose(many[name], one[name], atol=5e-3)
     results = json.loads((runs[run] / "results.json").read_text())
     assert results["steps"] == {"merge1": STEPS}
 
