@@ -85,7 +85,8 @@ def few(tmp_path_factory):
     there = split.labels["fine"] != 5
     labels = {level: y[there] for level, y in split.labels.items()}
     sure = np.where(np.arange(2) == labels["coarse"][:, None], 0.98, 0.02).astype(np.float32)
-    split = Predictions({"coarse": sure, "fine": split.probs["fine"][there]}, labels)
+    files = np.array([f"test/{FEW.names[1][y]}/{i}.png" for i, y in enumerate(labels["fine"])])
+    split = Predictions({"coarse": sure, "fine": split.probs["fine"][there]}, labels, files)
     path = tmp_path_factory.mktemp("few") / "report.html"
     page.write(
         path, page.Evidence.of(split, FEW), FEW, 1.0002, "few", chosen="given",
@@ -370,6 +371,9 @@ def test_the_gallery_opens_on_something(opened, few):
         f"fine {fixed}",
     ]
     assert gallery.locator(".card").count() == min(6, int(fixed)) > 0
+    card = gallery.locator(".card").first
+    name = card.locator("strong").first.text_content()
+    assert re.search(rf"test/{name}/\d+\.png", card.text_content())  # not "test image 12"
     gallery.get_by_role("button", name="coarse 0").click()
     assert gallery.locator(".lead").text_content().startswith("No test image whose coarse")
     assert gallery.get_by_role("button", name="✓ fixed 0").count() == 1

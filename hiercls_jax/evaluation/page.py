@@ -54,6 +54,7 @@ class Evidence:
       numbers: integer `[N]`, what the samples are called; None for 0 to N - 1.
       labelled: False where the samples have no labels. What they are predicted to be at alpha 0
         then stands in for them, and what would be an error is a changed prediction.
+      files: str `[N]`, what the samples are called instead; None where they are no files.
     """
 
     intervals: np.ndarray
@@ -64,6 +65,7 @@ class Evidence:
     largest: float
     numbers: np.ndarray | None = None
     labelled: bool = True
+    files: np.ndarray | None = None
 
     @classmethod
     def of(cls, predictions: Predictions, hierarchy: Hierarchy) -> "Evidence":
@@ -73,7 +75,7 @@ class Evidence:
         levels = zip(before, target, labels, strict=True)
         intervals = np.stack([winning_intervals(*level, largest) for level in levels])
         rows = np.arange(len(labels[-1]))
-        return cls(intervals, labels[-1], rows, before, target, largest)
+        return cls(intervals, labels[-1], rows, before, target, largest, files=predictions.files)
 
     def curves(self) -> tuple[StepFunction, ...]:
         """Return the error of each level against alpha."""
@@ -336,6 +338,7 @@ def _gallery(evidence: Evidence, alpha: float, images) -> dict:
     cards = [
         {
             "row": int(row if evidence.numbers is None else evidence.numbers[row]),
+            "file": None if evidence.files is None else str(evidence.files[row]),
             "label": int(evidence.leaf_ids[row]),
             "right": [
                 interval if interval[0] <= interval[1] else None

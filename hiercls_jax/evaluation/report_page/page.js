@@ -718,8 +718,9 @@
     }
     function card(item) {
       const path = data.levels.map((_, at) => className(at, data.labels[at][item.label]));
-      const what = make("div", { class: "what" }, make("strong", {}, path[LEVELS - 1]), path.slice(0, -1).join(" › "), make("br"), `${data.noun} ${item.row}`);
-      const image = item.image && make("img", { src: item.image, alt: `${data.noun} ${item.row}: ${path[LEVELS - 1]}`, class: item.image.startsWith("data:image/png") ? "small" : null });
+      const name = item.file ?? `${data.noun} ${item.row}`;
+      const what = make("div", { class: "what" }, make("strong", {}, path[LEVELS - 1]), path.slice(0, -1).join(" › "), make("br"), name);
+      const image = item.image && make("img", { src: item.image, alt: `${name}: ${path[LEVELS - 1]}`, class: item.image.startsWith("data:image/png") ? "small" : null });
       return make("article", { class: image ? "card" : "card bare" }, ...(image ? [image] : []), what, ...data.levels.map((_, at) => opinions(item, at)));
     }
     const total = (level, kind) => (kind === "fixed" ? fixed : broken)[level * STEPS + CHOSEN];
