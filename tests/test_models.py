@@ -223,6 +223,17 @@ def test_merge_3_is_one_network_below_two_classifiers(arch):
     }
 
 
+def test_the_blocks_of_a_loop_count_once_each():
+    """Two blocks more in each stage are 1x1, 3x3 and 1x1 products more, 17 f² at each position."""
+    counts = [
+        summarise(Branched(registry.build(arch), HEADS[:1], 0), (32, 32, 3))["multiply_adds"]
+        for arch in ("resnet11", "resnet29")
+    ]
+    assert counts[1] - counts[0] == 2 * sum(
+        17 * (16 * 2**i) ** 2 * (32 // 2**i) ** 2 for i in range(3)
+    )
+
+
 class OneByOne(nn.Module):
     """A stage of a ResNet, written without a loop."""
 
