@@ -38,6 +38,10 @@ def stop(*_):
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 print("here is a run")
+gpu = control / ("gpu" + os.environ.get("CUDA_VISIBLE_DEVICES", str(os.getpid())))
+gpu.mkdir()  # an error where another run has it
+if "CUDA_VISIBLE_DEVICES" in os.environ:
+    time.sleep(0.2)
 if (control / "fail").exists() and (control / "fail").read_text() == folder.name:
     print("error: it is broken")
     sys.exit(1)
@@ -50,6 +54,7 @@ errors = {"coarse": 0.25, "fine": 0.5}
 results = {"finished": True, "seconds": {"training": 75}}
 results["test_error"] = {"alpha=0": errors, "tuned": errors}
 (folder / OUTPUTS[-1]).write_text(json.dumps(results))
+gpu.rmdir()
 """
 
 
