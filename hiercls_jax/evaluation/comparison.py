@@ -266,7 +266,8 @@ def costs(summary: Summary) -> Table:
         "costs",
         "## What it takes\n\nOver seeds, from the runs' own records, compiling and validation "
         "included. Time on the clock is that of a machine that may have done other work; the time "
-        "of its cores is hardly changed by that. Multiply-adds are of one image.",
+        "of its cores is hardly changed by that. Compare the times of runs of one machine only. "
+        "Multiply-adds are of one image.",
         (
             "network", "variant", "parameters", "multiply-adds", "s per epoch, clock",
             "s per epoch, cores", "minutes of training, clock", "ms per test image",
