@@ -5,6 +5,7 @@ that the rest is rounding.
 """
 
 import re
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -15,8 +16,10 @@ import pytest
 from hiercls_jax.models.layers import (
     Classifier,
     Conv,
+    Normalised,
     NormRelu,
     average_pool,
+    batch_moments,
     conv,
     norm_relu,
 )
@@ -182,6 +185,46 @@ def test_momentum_epsilon_and_initial_values():
     np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * 1e-5, rtol=1e-6)
 
 
+def test_a_channel_far_from_zero_keeps_its_gradient():
+    """With a mean of 300 deviations, sums and differences still agree with float64's.
+
+    The images themselves are rounded to 2e-5 of a deviation there, which their gradients inherit.
+    """
+    rng = np.random.default_rng(0)
+    x = (1 + rng.normal(0, 1 / 300, (32, 8, 8, 4))).astype("float32")
+    weights = rng.normal(size=x.shape).astype("float32")
+    scale, bias = np.float32([1, 0.5, -1, 2]), np.float32([0, 0.1, 0.2, -1])
+
+    def gradients(norm):
+        loss = lambda *args: jnp.sum(weights * norm(*args)[0])  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(x, scale, bias)
+
+    ours = jax.device_get(gradients(norm_relu))
+    with jax.enable_x64(True):
+        x, weights, scale, bias = (a.astype("float64") for a in (x, weights, scale, bias))
+        wanted = gradients(plain)
+    for got, exact in zip(ours, wanted, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=0, atol=1e-4 * np.abs(exact).max())
+
+
+def test_known_moments_change_nothing(dtype):
+    """Given the moments of its images, NormRelu returns, updates and differentiates the same."""
+    x, weights, scale, bias = data(dtype)
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": bias, "var": scale**2},
+    }
+
+    def loss(x, known):
+        halves = [batch_moments(part) for part in jnp.split(x, 2, axis=-1)]
+        moments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves) if known else None
+        y, new = NormRelu().apply(variables, x, True, moments, mutable=["batch_stats"])
+        return jnp.sum(weights * y), (y, new)
+
+    known, unknown = (jax.grad(partial(loss, known=k), has_aux=True)(x) for k in (True, False))
+    assert_close(known, unknown, dtype)
+
+
 def test_statistics_carry_no_gradient():
     """The returned statistics are for the running averages: a loss on them moves nothing."""
     x, _, scale, bias = data("float32")
@@ -235,6 +278,58 @@ def test_a_loop_has_only_convolutions_that_are_fast_on_a_cpu(stride):
     assert set(numbers) == {"b01f_01io->b01f"}
 
 
+@pytest.mark.parametrize("features", [2, 6, 9])
+def test_gradient_of_a_product_of_any_width(features, dtype):
+    """A 1x1 convolution to fewer, as many or more channels has autodiff's gradients."""
+    x, *_ = data(dtype)
+    weights = data(dtype, (1, 1, 6, features))[0]
+
+    def plainly(x, weights):
+        return jnp.einsum("nhwc,cd->nhwd", x, weights[0, 0])
+
+    ours, wanted = (
+        jax.jit(jax.grad(lambda x, w, f=f: jnp.mean(f(x, w) ** 2), (0, 1)))(x, weights)
+        for f in (conv, plainly)
+    )
+    assert_close(ours, wanted, dtype)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_conv_of_normalised_equals_that_of_its_images(kernel, stride, dtype):
+    """Values and the gradients of images, moments, scale, bias and kernel are the same."""
+    x, _, scale, bias = data(dtype)
+    normalised = Normalised(x, *batch_moments(x), scale, bias)
+    weights = data(dtype, (kernel, kernel, 6, 5))[0]
+
+    def loss(normalised, weights, read):
+        y = conv(read(normalised), weights, stride)
+        return jnp.mean(y**2), y
+
+    ours, wanted = (
+        jax.jit(jax.grad(partial(loss, read=read), (0, 1), has_aux=True))(normalised, weights)
+        for read in (lambda n: n, Normalised.images)
+    )
+    assert_close(ours, wanted, dtype)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_does_not_keep_normalised_images(kernel):
+    """Of ten NormRelus and convolutions, one after another, training keeps ten images, not twenty.
+
+    What is needed beside them is no more than four: for the layer whose turn it is.
+    """
+    x, weights = jnp.ones((4, 16, 16, 8)), jnp.ones((10, kernel, kernel, 8, 8))
+    ones = jnp.ones(8)
+
+    def loss(x, weights):
+        for w in weights:
+            x = conv(Normalised(x, *batch_moments(x), ones, ones), w)
+        return jnp.sum(x**2)
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, weights).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 14 * x.nbytes
+
+
 def test_conv_is_initialised_as_he_et_al():
     """Kernels are normal with variance 2 / (k² · outputs), not truncated; there is no bias."""
     variables = Conv(64, 3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 32)))
@@ -264,3 +359,15 @@ def test_average_pool_halves():
     """Each result is the mean of a 2x2 square."""
     x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(average_pool(x)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (3, 2)])
+def test_average_pool_equals_flax(size, dtype):
+    """Also of an odd number of rows or columns: values, and the gradient."""
+    x, *_ = data(dtype, (2, *size, 3))
+
+    def with_gradient(pool):
+        return jax.value_and_grad(lambda x: jnp.sum(pool(x) ** 2))(x)
+
+    flax_pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
+    assert_close(with_gradient(average_pool), with_gradient(flax_pool), dtype)

@@ -13,9 +13,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hiercls_jax.errors import UserError
-from hiercls_jax.models import registry, resnet
+from hiercls_jax.models import densenet, registry, resnet
 from hiercls_jax.models.branched import Branched
-from hiercls_jax.models.layers import Conv, NormRelu
+from hiercls_jax.models.layers import Conv, NormRelu, average_pool
 from hiercls_jax.models.summary import format_table, summarise
 from hiercls_jax.training.loss import level_losses, summed_loss
 from hiercls_jax.training.optimizer import make_optimizer
@@ -293,6 +293,87 @@ def test_blocks_of_a_loop_start_apart():
     kernels = variables["params"]["blocks"]["conv2"]["kernel"].reshape(4, -1)
     np.testing.assert_allclose(np.corrcoef(kernels) - np.eye(4), 0, atol=0.1)
     np.testing.assert_allclose(kernels.std(axis=1), np.sqrt(2 / (9 * 16)), rtol=0.05)
+
+
+class PlainLayers(nn.Module):
+    """A stage of a DenseNet, each layer of which normalises all channels by itself."""
+
+    stage: densenet.Stage
+
+    @nn.compact
+    def __call__(self, x, train):
+        of = self.stage
+        for i in range(of.layers):
+            y = PlainLayer(of.growth, name=f"layer{i}")(x, train)
+            x = jnp.concatenate([x, y], axis=-1)
+        y = NormRelu(name="transition_norm")(x, train)
+        y = Conv(int(x.shape[-1] * of.compression), 1, name="transition_conv")(y)
+        return average_pool(y)
+
+
+class PlainLayer(nn.Module):
+    """Its new channels alone."""
+
+    growth: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        y = Conv(4 * self.growth, 1, name="conv1")(NormRelu(name="norm1")(x, train))
+        return Conv(self.growth, 3, name="conv2")(NormRelu(name="norm2")(y, train))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_moments_that_layers_share_are_those_of_each(devices):
+    """Values, gradients and running statistics of a dense block, in float64, over devices too."""
+    with jax.enable_x64(True):
+        stage = densenet.Stage(3, 2, 0.5, "i" if devices > 1 else None)
+        plain = PlainLayers(densenet.Stage(3, 2, 0.5, None))
+        rng = np.random.default_rng(0)
+        x, weights = rng.normal(size=(8, 4, 4, 4)), rng.normal(size=(8, 2, 2, 5))
+        variables = quick_jit(partial(stage.init, train=True))(jax.random.key(0), x)
+        variables = jax.tree.map(np.float64, variables)
+
+        def gradients(module, x, weights):
+            def loss(params, x):
+                own = {**variables, "params": params}
+                y, new = module.apply(own, x, True, mutable=["batch_stats"])
+                return jnp.mean(weights * y), (y, new)
+
+            gradient = jax.grad(loss, (0, 1), has_aux=True)
+            (d_params, dx), (y, new) = gradient(variables["params"], x)
+            if module is stage and devices > 1:
+                d_params = jax.lax.pmean(d_params, "i")
+            return (dx, y), (d_params, new)
+
+        spread = (a.reshape(devices, -1, *a.shape[1:]) for a in (x, weights))
+        mapped = jax.pmap(partial(gradients, stage), "i", devices=jax.devices()[:devices])
+        (dx, y), trees = mapped(*spread)
+        (wanted_dx, wanted_y), wanted_trees = jax.jit(partial(gradients, plain))(x, weights)
+        check = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+        check(dx.reshape(x.shape) / devices, wanted_dx)
+        check(y.reshape(weights.shape), wanted_y)
+        for replica in range(devices):
+            jax.tree.map(lambda a, w: check(a[replica], w), trees, wanted_trees)  # noqa: B023
+        check(stage.apply(variables, x, False), plain.apply(variables, x, False))
+
+
+def test_gradients_of_shared_channels_are_summed_once(monkeypatch):
+    """The compiler does not sum what later layers say of a layer anew for each of its readers."""
+    stage = densenet.Stage(6, 4, None, None)
+    x = jnp.ones((4, 8, 8, 8))
+    variables = quick_jit(partial(stage.init, train=False))(jax.random.key(0), x)
+
+    def operations():
+        def loss(params, x):
+            own = {**variables, "params": params}
+            return jnp.sum(stage.apply(own, x, True, mutable=["batch_stats"])[0] ** 2)
+
+        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(variables["params"], x)
+        return lowered.compile().cost_analysis()["flops"]
+
+    once = operations()
+    monkeypatch.setattr(densenet, "sum_gradient_once", lambda y: y)
+    assert once < operations()
 
 
 def test_parameter_paths():

@@ -3,26 +3,43 @@
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from hiercls_jax.models.layers import Conv, NormRelu, average_pool
+from hiercls_jax.models.layers import (
+    Conv,
+    NormRelu,
+    average_pool,
+    moments_within,
+    sum_gradient_once,
+)
 from hiercls_jax.models.resnet import STAGES, Stem, check_scale
 
 BOTTLENECK = 4  # channels of a layer's inner activation over the growth rate
 
 
 class Layer(nn.Module):
-    """1x1 and 3x3 convolution, each after a NormRelu; the new channels join the old ones."""
+    """1x1 and 3x3 convolution, each after a NormRelu; the new channels join the old ones.
+
+    So do their moments: every later layer normalises the same channels, by the same moments.
+    """
 
     growth: int
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x, train):
-        y = NormRelu(self.axis_name, name="norm1")(x, train)
+    def __call__(self, x, train, moments):
+        y = NormRelu(self.axis_name, lazy=True, name="norm1")(x, train, moments)
         y = Conv(BOTTLENECK * self.growth, 1, name="conv1")(y)
-        y = Conv(self.growth, 3, name="conv2")(NormRelu(self.axis_name, name="norm2")(y, train))
-        return jnp.concatenate([x, y], axis=-1)
+        y = NormRelu(self.axis_name, lazy=True, name="norm2")(y, train)
+        y = sum_gradient_once(Conv(self.growth, 3, name="conv2")(y))
+        if train:
+            moments = jax.tree.map(_join, moments, moments_within(self, y))
+        return _join(x, y), moments
+
+
+def _join(old, new):
+    return jnp.concatenate([old, new], axis=-1)
 
 
 class Stage(nn.Module):
@@ -35,12 +52,14 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
+        moments = moments_within(self, x) if train else None
         for i in range(self.layers):
-            x = Layer(self.growth, self.axis_name, name=f"layer{i}")(x, train)
+            layer = Layer(self.growth, self.axis_name, name=f"layer{i}")
+            x, moments = layer(x, train, moments)
         if self.compression is None:
             return x
         features = int(x.shape[-1] * self.compression)
-        y = NormRelu(self.axis_name, name="transition_norm")(x, train)
+        y = NormRelu(self.axis_name, lazy=True, name="transition_norm")(x, train, moments)
         return average_pool(Conv(features, 1, name="transition_conv")(y))
 
 

@@ -20,13 +20,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        y = NormRelu(self.axis_name, name="norm1")(x, train)
+        norm1, norm2, norm3 = (
+            NormRelu(self.axis_name, lazy=True, name=f"norm{i}") for i in (1, 2, 3)
+        )
+        y = norm1(x, train)
         width = self.features * EXPANSION
         if x.shape[-1] != width:
+            y = y.images()
             x = Conv(width, 1, self.stride, name="shortcut")(y)
         y = Conv(self.features, 1, self.stride, name="conv1")(y)
-        y = Conv(self.features, 3, name="conv2")(NormRelu(self.axis_name, name="norm2")(y, train))
-        y = Conv(width, 1, name="conv3")(NormRelu(self.axis_name, name="norm3")(y, train))
+        y = Conv(self.features, 3, name="conv2")(norm2(y, train))
+        y = Conv(width, 1, name="conv3")(norm3(y, train))
         return x + y
 
 
