@@ -1,4 +1,4 @@
-"""Several processes: their speed beside that of one, and the bytes that a step reduces."""
+"""Several processes: their speed beside that of one, and the bytes that a step exchanges."""
 
 import contextlib
 import math
@@ -30,7 +30,7 @@ SCALARS = 24  # bytes of a step's metrics: six numbers for two levels
 
 
 def rows(rounds: int):
-    """Yield strong and weak scaling over processes with a core each, and what steps reduce."""
+    """Yield strong and weak scaling over processes with a core each, and what steps exchange."""
     if len(cores()) < 2:
         raise RuntimeError("scaling over two processes needs two cores")
     yield from _timed(rounds)
@@ -52,19 +52,19 @@ def _timed(rounds: int):
 
 
 def _counted(name: str, arguments: str) -> Row:
-    """Compile a step for two devices, and check what the model says it reduces against it."""
+    """Compile a step for two devices, and check what the model says it exchanges against it."""
     problem = Problem("merge1", arguments)
     ((_, network),) = problem.architectures().items()
-    expected = reduced(network, SHAPE)
+    expected = exchanged(network, SHAPE)
     argument = {"problem": asdict(problem), "steps": 1, "devices": 2}
     with Worker(JAX, argument, {}) as worker:
         worker.ask("parameters")  # it has started
         began = time.perf_counter()
-        operations, found = reduced_by(worker.ask("program"))
+        operations, found = exchanged_by(worker.ask("program"))
         seconds = time.perf_counter() - began
     assert found == sum(expected.values()), (found, expected)
     parts = ", ".join(f"{what} {size:,}" for what, size in expected.items())
-    note = f"{found:,} bytes reduced in {operations} operations: {parts}"
+    note = f"{found:,} bytes exchanged in {operations} operations: {parts}"
     return Row(f"step of {name}", {"compiling": [seconds]}, notes={"compiling": note})
 
 
@@ -116,21 +116,22 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def reduced(network, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Return the bytes of all arrays that a training step sums over devices, by what they are.
+def exchanged(network, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Return the bytes that each device tells the others in a training step, by what they are.
 
     Every gradient once; of every normalisation's channels, the mean and the variance on the way
     forward, and two sums on the way back, in float32. Where branches begin by normalising what they
     share, its mean and variance are the same, and the compiler has them once.
 
     Args:
-      network: a `Branched` network.
+      network: a `Branched` ResNet; layers of a DenseNet share moments, and are not counted here.
       image_shape: (H, W, 3).
     """
     inputs = {}  # by normalisation; that of a loop's body is one for all its passes
 
     def see(next_call, args, kwargs, context):
         if isinstance(context.module, NormRelu) and context.method_name == "__call__":
+            assert len(args) < 3, "moments that are known already"
             inputs[context.module.path] = args[0]
         return next_call(*args, **kwargs)
 
@@ -150,25 +151,28 @@ def reduced(network, image_shape: tuple[int, int, int]) -> dict[str, int]:
     }
 
 
-def reduced_by(program: str) -> tuple[int, int]:
-    """Return (how many all-reduces, bytes of all their arrays) of a compiled program's text.
+def exchanged_by(program: str) -> tuple[int, int]:
+    """Return (how many all-reduces and all-gathers, bytes of all their inputs) of a program's text.
 
     Those in the body of a loop count as often as it runs.
     """
     bodies = dict(re.findall(r"^(?:ENTRY )?(%\S+) .*?\{\n(.*?)^\}", program, re.M | re.S))
-    return _reduced_in(re.search(r"^ENTRY (%\S+)", program, re.M)[1], bodies)
+    return _exchanged_in(re.search(r"^ENTRY (%\S+)", program, re.M)[1], bodies)
 
 
-def _reduced_in(name: str, bodies: dict[str, str]) -> tuple[int, int]:
-    found = re.findall(r"= (.+?) all-reduce(?:-start)?\(", bodies[name])
-    sizes = [
-        BYTES[kind] * math.prod(map(int, filter(None, shape.split(","))))
-        for result in found
-        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
-    ]
-    operations, size = len(found), sum(sizes)
+def _exchanged_in(name: str, bodies: dict[str, str]) -> tuple[int, int]:
+    operations, size = 0, 0
+    exchange = r"= (.+?) all-(reduce|reduce-start|gather)\((.*)"
+    for result, kind, rest in re.findall(exchange, bodies[name]):
+        moved = sum(
+            BYTES[number] * math.prod(map(int, filter(None, shape.split(","))))
+            for number, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
+        )
+        if kind == "gather":  # the result has the inputs of all
+            moved //= len(re.search(r"replica_groups=\{\{([\d,]+)\}", rest)[1].split(","))
+        operations, size = operations + 1, size + moved
     for loop in re.findall(r" while\(.*", bodies[name]):
-        inner = _reduced_in(re.search(r"body=(%[^\s,]+)", loop)[1], bodies)
+        inner = _exchanged_in(re.search(r"body=(%[^\s,]+)", loop)[1], bodies)
         times = int(re.search(r'"known_trip_count":\{"n":"(\d+)"', loop)[1])
         operations, size = operations + times * inner[0], size + times * inner[1]
     return operations, size

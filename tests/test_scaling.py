@@ -4,26 +4,29 @@ import jax
 import numpy as np
 from small import schedule, split, task
 
-from benchmarks.scaling import reduced, reduced_by
+from benchmarks.scaling import exchanged, exchanged_by
 from hiercls_jax.training import parallel
 from hiercls_jax.training.feed import fed, make_feed
 from hiercls_jax.training.state import create
 from hiercls_jax.training.step import make_train_step
 
 
-def test_a_step_reduces_the_bytes_that_are_counted():
-    """The all-reduces of a compiled step move what the network's parameters and channels say."""
+def test_a_step_exchanges_the_bytes_that_are_counted():
+    """A compiled step moves what the network's parameters and channels say."""
     a_task, data = task(), split(8)
     state = jax.device_get(create(a_task.network, a_task.optimizer, jax.random.key(1), (8, 8, 3)))
     batch = next(make_feed(data, resident=False)([np.arange(schedule().batch)]))
     step = parallel.pmap(fed(make_train_step(a_task)))
     program = step.lower(parallel.replicate(state), batch).compile().as_text()
-    _, found = reduced_by(program)
-    assert found == sum(reduced(a_task.network, (8, 8, 3)).values())
+    _, found = exchanged_by(program)
+    assert found == sum(exchanged(a_task.network, (8, 8, 3)).values())
 
 
-def test_all_reduces_are_found():
-    """Of one array, of several, begun without waiting, in a loop; other operations do not count."""
+def test_exchanges_are_found():
+    """All-reduces of one array, of several, begun without waiting, in a loop, and all-gathers.
+
+    Other operations do not count.
+    """
     program = """HloModule jit_step, entry_computation_layout={(f32[3,4]{1,0})->f32[100]{0}}
 
 %sum (x: f32[], y: f32[]) -> f32[] {
@@ -35,6 +38,7 @@ def test_all_reduces_are_found():
 }
 
 %body.1 (state: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %j = f32[2,3,5]{2,1,0} all-gather(%w), channel_id=4, replica_groups={{0,1,2}}, dimensions={1}
   %f = (f32[2]{0}, f32[2]{0}) all-reduce(%u, %v), replica_groups={{0,1}}, to_apply=%sum
   %h = (s32[], f32[2]{0}) while(%t), condition=%c, body=%inner.1, backend_config={"known_trip_count":{"n":"3"}}
 }
@@ -48,4 +52,4 @@ ENTRY %main.2 (x: f32[3,4]) -> f32[100] {
   ROOT %e = f32[100]{0} add(%x, %all-reduce.1)
 }
 """  # noqa: E501
-    assert reduced_by(program) == (3 + 10 * (1 + 3), 48 + 24 + 14 + 10 * (16 + 3 * 8))
+    assert exchanged_by(program) == (3 + 10 * (2 + 3), 48 + 24 + 14 + 10 * (16 + 40 + 3 * 8))
