@@ -354,5 +354,19 @@ class Classifier(nn.Module):
 def average_pool(x):
     """Average 2x2 neighbours, `[N, H, W, C] -> [N, H/2, W/2, C]`; an odd last one is left out."""
     rows, columns = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    corners = [x[:, i:rows:2, j:columns:2] for i in (0, 1) for j in (0, 1)]
-    return sum(corners) / 4
+    return _average_pool(x[:, :rows, :columns])
+
+
+@jax.custom_vjp
+def _average_pool(x):
+    return sum(x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
+
+
+def _average_pool_backward(_, dy):
+    n, rows, columns, channels = dy.shape
+    squares = (n, rows, 2, columns, 2, channels)
+    dx = lax.broadcast_in_dim(dy / 4, squares, (0, 1, 3, 5))
+    return (dx.reshape(n, 2 * rows, 2 * columns, channels),)
+
+
+_average_pool.defvjp(lambda x: (_average_pool(x), None), _average_pool_backward)
