@@ -106,6 +106,23 @@ def test_a_variant_has_one_colour_in_all_panels(tmp_path, monkeypatch):
     assert drawn["a"] != drawn["b"]
 
 
+def test_ensembles_that_are_adapted_first_are_dashed(tmp_path, monkeypatch):
+    """Their mean, in the variant's colour, in panels of more than one member, and in the legend."""
+    dashed = []
+
+    def note(ax, *args, plot=figures.plt.Axes.plot, **kwargs):
+        if kwargs.get("ls") == "--":
+            dashed.append((np.asarray(args[1]).tolist(), kwargs["color"]))
+        return plot(ax, *args, **kwargs)
+
+    monkeypatch.setattr(figures.plt.Axes, "plot", note)
+    averaged = {n: {"l": {"a": np.ones((2, 21))}} for n in (1, 2)}
+    first = {1: averaged[1], 2: {"l": {"a": np.stack([ALPHAS, 3 * ALPHAS])}}}
+    figures.variant_curves(tmp_path / "v", ALPHAS, averaged, "t", first)
+    assert dashed == [((2 * ALPHAS).tolist(), figures.COLOURS[0])]
+    assert "adapted, then averaged" in text(tmp_path / "v")
+
+
 def test_what_a_user_has_set_is_not_in_the_files(folder, tmp_path):
     """A style of one's own in matplotlibrc does not change a byte."""
     with figures.plt.rc_context({"lines.linewidth": 9, "font.family": "monospace"}):

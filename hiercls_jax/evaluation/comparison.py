@@ -356,23 +356,28 @@ def _curve_note(network: Network) -> str:
     sizes = ", ".join(map(str, sorted({size for c in network.cells.values() for size in c.right})))
     return (
         f"*Test error of {network.arch} against α, mean and one standard deviation over all "
-        f"ensembles of {sizes} of its instances (seeds: {seeds}).*"
+        f"ensembles of {sizes} of its instances (seeds: {seeds}), whose probabilities are averaged "
+        "and then adapted; dashed, the mean of those that are adapted first, which for the coarse "
+        "level is the same.*"
     )
 
 
 def _draw_curves(path: Path, network: Network) -> None:
-    curves = {
-        size: {
-            name: {
-                NAMES[v]: 100 / network.images * network.cells[v].wrong["averaged"][size][:, level]
-                for v in VARIANTS
-                if v in network.cells and size in network.cells[v].right
+    averaged, adapted_first = (
+        {
+            size: {
+                name: {
+                    NAMES[v]: 100 / network.images * network.cells[v].wrong[flavour][size][:, level]
+                    for v in VARIANTS
+                    if v in network.cells and size in network.cells[v].right
+                }
+                for level, name in enumerate(network.levels)
             }
-            for level, name in enumerate(network.levels)
+            for size in sorted({size for c in network.cells.values() for size in c.right})
         }
-        for size in sorted({size for c in network.cells.values() for size in c.right})
-    }
-    figures.variant_curves(path, network.alphas, curves, network.arch)
+        for flavour in ("averaged", "adapted_first")
+    )
+    figures.variant_curves(path, network.alphas, averaged, network.arch, adapted_first)
 
 
 def _draw_points(path: Path, summary: Summary, network: Network) -> None:

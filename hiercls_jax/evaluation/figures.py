@@ -68,16 +68,20 @@ def alpha_curve(
         _save(figure, path)
 
 
-def variant_curves(path: Path, alphas, errors: dict, title: str) -> None:
+def variant_curves(
+    path: Path, alphas, errors: dict, title: str, adapted_first: dict | None = None
+) -> None:
     """Draw top-1 error against alpha, one panel per level and ensemble size, as in Figure 3.
 
-    A line for each variant, the mean over ensembles, with one standard deviation shaded.
+    A line for each variant, the mean over ensembles, with one standard deviation shaded; dashed,
+    where ensembles have more than one member, the mean of those that are adapted before averaging.
 
     Args:
       path: file to write, without a suffix; `.png` and `.svg` are written.
       alphas: `[A]`.
       errors: by ensemble size, by level name, by variant, `[ensembles, A]` in percent.
       title: what was trained.
+      adapted_first: like `errors`.
     """
     sizes, levels = list(errors), list(next(iter(errors.values())))
     # A variant has its colour in every panel, also where others have too few instances for it.
@@ -101,14 +105,22 @@ def variant_curves(path: Path, alphas, errors: dict, title: str) -> None:
                     ax.fill_between(
                         alphas, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0
                     )
+                    if adapted_first is not None and size > 1:
+                        mean = adapted_first[size][level][variant].mean(axis=0)
+                        ax.plot(alphas, mean, color=colour, lw=1, ls="--")
                 if not row:
                     ax.set_title(f"ensemble-{size}")
             axes[row, 0].set_ylabel(f"{level}: test error, top-1 (%)")
             axes[row, 0].set_xlim(0, alphas[-1])
         for ax in axes[-1]:
             ax.set_xlabel("α")
-        handles = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]), frameon=False)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        if adapted_first is not None and len(sizes) > 1:
+            handles.append(plt.Line2D([], [], color="0.4", lw=1, ls="--"))
+            labels.append("adapted, then averaged")
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=len(handles), frameon=False
+        )
         figure.suptitle(title, fontsize=10)
         _save(figure, path)
 
