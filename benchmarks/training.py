@@ -89,7 +89,7 @@ def starts(rounds: int):
     for name, (arguments, _) in STEPS.items():
         problem = asdict(Problem("merge1", arguments))
         seconds = {"warm cache": [], "empty cache": [], "compiling the step": []}
-        for _ in range(min(rounds, 2)):
+        for _ in range(rounds):
             with tempfile.TemporaryDirectory() as cache:
                 argument = {"problem": problem, "steps": 1, "cache": cache}
                 for side in ("empty cache", "warm cache"):
