@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from hiercls_jax.training import tracking
 from hiercls_jax.training.tracking import Tracker, describe
@@ -232,3 +232,14 @@ def test_a_record_in_words():
     words = describe({"step": 1, "epoch": 0.1, "split": "train", "loss_coarse": 1.23456,
                       "error_coarse": 0.1234, "images_per_second": 1234.5})  # fmt: skip
     assert words == "train:  loss coarse 1.235  error coarse 12.3 %  1234 images/s"
+
+
+def test_other_frameworks_stay_where_they_are(tmp_path):
+    """Where they are installed, nothing here imports them: it would take a second of each start."""
+    for name in ("tensorflow", "torch"):
+        (tmp_path / f"{name}.py").touch()
+    program = "import sys, hiercls_jax.main; print({'tensorflow', 'torch'} & sys.modules.keys())"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["set()"]

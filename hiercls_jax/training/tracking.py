@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from tensorboardX import RecordWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 
@@ -81,7 +81,7 @@ class _Board:
     def __init__(self, folder: Path, step: int):
         folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{step}"
-        self._file = RecordWriter(str(folder / name))
+        self._file = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115, closed by close()
         self._add(Event(file_version="brain.Event:2"))
         self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._file.flush()
