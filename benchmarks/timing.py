@@ -44,7 +44,11 @@ class Row:
 def alternate(
     name: str, sides: dict[str, Callable], rounds: int, bytes_moved: int | None = None
 ) -> Row:
-    """Run every side once to warm up, then once in each round, the order turned in every second.
+    """Run every side in each round, the order turned in every second round.
+
+    Before a side's turn is timed it runs once untimed, and finds what it lost while it waited: the
+    caches, and the memory that it gave back to the system. (A virtual machine may give that back to
+    its host, from which it comes slowly: touching 3.5 GiB took from 0.2 to 9 s on one.)
 
     Args:
       name: what is done.
@@ -52,11 +56,10 @@ def alternate(
       rounds: at least 1.
       bytes_moved: see `Row`.
     """
-    for side in sides.values():
-        jax.block_until_ready(side())
     seconds = {side: [] for side in sides}
     for i in range(rounds):
         for side in list(sides)[:: 1 if i % 2 == 0 else -1]:
+            jax.block_until_ready(sides[side]())
             began = time.perf_counter()
             jax.block_until_ready(sides[side]())
             seconds[side].append(time.perf_counter() - began)

@@ -27,8 +27,8 @@ HUGE_PAGES = {huge_pages.VARIABLE: f"{huge_pages.TUNABLE}=1"}  # as the training
 JAX, TORCH = "benchmarks.jax_step", "benchmarks.torch_step"
 LOSS_TOLERANCE = 1e-5  # relative; float32 sums in another order
 FED = 20  # steps of a turn that reads its images
+SHORT, OFTEN = 5, 4  # steps of a turn, and times as many rounds, where a hundredth is asked for
 FILES = 10_000  # of the image folder
-WARM_UP = 2  # turns; the first steps find their memory
 
 
 def beside_torch(rounds: int):
@@ -55,9 +55,8 @@ def _beside_torch(name: str, variant: str, arguments: str, steps: int, rounds: i
         losses = ours.ask("loss"), theirs.ask("loss")
         assert abs(losses[0] / losses[1] - 1) < LOSS_TOLERANCE, losses
         for worker in workers.values():
-            for _ in range(WARM_UP):
-                worker.ask("turn")
-            worker.ask("forget")
+            worker.ask("turn")
+            worker.ask("forget")  # what compiling took
         row = alternate(name, {side: worker.ask for side, worker in workers.items()}, rounds)
         memory = {side: worker.ask("peak") for side, worker in workers.items()}
     images = steps * problem.config().train.batch
@@ -72,7 +71,6 @@ def merging(rounds: int):
             problem = Problem(variant, SMALL)
             argument = {"problem": asdict(problem), "steps": 10}
             workers[variant] = stack.enter_context(Worker(JAX, argument, HUGE_PAGES))
-            workers[variant].ask("turn")
             counts = merge_summaries(
                 summarise(network, (32, 32, 3))
                 for network in experiment.architectures(problem.config(), cifar100()).values()
@@ -109,11 +107,11 @@ def input_path(rounds: int):
 
 
 def _looked_up(rounds: int) -> Row:
-    argument = {"problem": asdict(Problem("merge1", SMALL)), "steps": FED}
+    argument = {"problem": asdict(Problem("merge1", SMALL)), "steps": SHORT}
     with Worker(JAX, argument, HUGE_PAGES) as worker:
         sides = {"every batch looked up": lambda: worker.ask("fed"), "one batch": worker.ask}
-        row = alternate("input path, ResNet-20, stem stride 2, merge1", sides, rounds)
-    return row.having(images=128 * FED)
+        row = alternate("input path, ResNet-20, stem stride 2, merge1", sides, OFTEN * rounds)
+    return row.having(images=128 * SHORT)
 
 
 def _streamed(rounds: int):
