@@ -1,12 +1,13 @@
 """Print all comparisons, and write them as JSON.
 
 python -m benchmarks
-python -m benchmarks --only=input --only=starts --rounds=9 --out=benchmarks/results.json
+python -m benchmarks --only=input --only=starts --rounds=9 --out=results.json
 """
 
 import json
 import os
 import platform
+import sys
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from absl import app, flags, logging
 
 from benchmarks import adaptation, scaling, training
 from benchmarks.timing import Row, format_row
+from hiercls_jax.errors import UserError, one_line
 
 PARTS = {
     "adaptation": adaptation.rows,
@@ -37,12 +39,15 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument '{argv[1]}'")
     print(f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, medians of {ROUNDS.value}\n")
     rows = []
-    for part in ONLY.value or PARTS:
-        for row in PARTS[part](ROUNDS.value):
-            print(format_row(row), "\n", flush=True)
-            rows.append(row)
-    if OUT.value:
-        Path(OUT.value).write_text(json.dumps(_record(rows), indent=1) + "\n")
+    try:
+        for part in ONLY.value or PARTS:
+            for row in PARTS[part](ROUNDS.value):
+                print(format_row(row), "\n", flush=True)
+                rows.append(row)
+                if OUT.value:  # each time, so that what was measured is not lost with the rest
+                    Path(OUT.value).write_text(json.dumps(_record(rows), indent=1) + "\n")
+    except (UserError, OSError) as error:  # such as no data to read
+        sys.exit(f"error: {one_line(error)}")
 
 
 def _record(rows: list[Row]) -> dict:
