@@ -1,5 +1,6 @@
 """The training step of this package, as its training loop takes it: a worker of the benchmarks."""
 
+import gc
 import json
 import os
 import sys
@@ -104,4 +105,5 @@ def _by_path(params) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as the training command does
     main(json.loads(sys.argv[1]))

@@ -21,6 +21,7 @@ if __name__ == "__main__":
         else sys.__excepthook__(kind, *rest)
     )
 
+import gc
 import json
 import os
 import signal
@@ -138,6 +139,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what was imported stays: no need to look through it again while JAX traces
     try:
         try:
             app.run(main, flags_parser=parse_flags)
