@@ -4,6 +4,7 @@ python -m benchmarks
 python -m benchmarks --only=input --only=starts --rounds=9 --out=results.json
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -38,9 +39,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument '{argv[1]}'")
     print(f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, medians of {ROUNDS.value}\n")
-    rows = []
+    parts, rows = ONLY.value or PARTS, []
+    if "torch" in parts and importlib.util.find_spec("torch") is None:
+        others = " ".join(f"--only={part}" for part in PARTS if part != "torch")
+        sys.exit(f"error: no PyTorch to compare with; pip install -e '.[bench]', or give {others}")
     try:
-        for part in ONLY.value or PARTS:
+        for part in parts:
             for row in PARTS[part](ROUNDS.value):
                 print(format_row(row), "\n", flush=True)
                 rows.append(row)
