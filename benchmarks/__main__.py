@@ -18,7 +18,7 @@ from absl import app, flags, logging
 
 from benchmarks import adaptation, scaling, training
 from benchmarks.timing import Row, format_row
-from hiercls_jax.errors import UserError, one_line
+from hiercls_jax.errors import UserError, one_line, reader_gone
 
 PARTS = {
     "adaptation": adaptation.rows,
@@ -50,6 +50,8 @@ def main(argv: list[str]) -> None:
                 rows.append(row)
                 if OUT.value:  # each time, so that what was measured is not lost with the rest
                     Path(OUT.value).write_text(json.dumps(_record(rows), indent=1) + "\n")
+    except BrokenPipeError:
+        sys.exit(reader_gone())
     except (UserError, OSError) as error:  # such as no data to read
         sys.exit(f"error: {one_line(error)}")
 
