@@ -18,7 +18,8 @@ from absl import app, flags, logging
 
 from benchmarks import adaptation, scaling, training
 from benchmarks.timing import Row, format_row
-from hiercls_jax.errors import UserError, one_line, reader_gone
+from hiercls_jax.commands.command_line import reader_gone
+from hiercls_jax.errors import UserError, one_line
 
 PARTS = {
     "adaptation": adaptation.rows,

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.problem import Problem
 from benchmarks.turns import forget_peak, peak_memory, serve
 from hiercls_jax.data.augment import standardise
-from hiercls_jax.training import parallel
+from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import Order, fed, make_feed
 from hiercls_jax.training.loss import level_losses, summed_loss
 from hiercls_jax.training.state import create

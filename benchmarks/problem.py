@@ -18,7 +18,7 @@ class Problem:
     """Networks and their batch, as an experiment's config describes them.
 
     Args:
-      variant: `single` for the fine level alone, or a variant of `experiment.VARIANTS`.
+      variant: `single` for the fine level alone, or a variant of `VARIANTS`.
       arguments: those of a config file, such as `arch=resnet164`.
       folder: an image folder of CIFAR-100's classes to train on; random images if not given.
       streaming: whether that folder's images are read when they are needed.

@@ -17,7 +17,7 @@ from benchmarks.problem import Problem
 from benchmarks.timing import Row, alternate
 from benchmarks.training import HUGE_PAGES, JAX
 from benchmarks.turns import Worker
-from hiercls_jax.models.layers import NormRelu
+from hiercls_jax.models.layers import BatchNormRelu
 
 SHAPE = (32, 32, 3)
 NETWORKS = {  # for counting; timed is the first, as processes would not have memory for the second
@@ -130,7 +130,7 @@ def exchanged(network, image_shape: tuple[int, int, int]) -> dict[str, int]:
     inputs = {}  # by normalisation; that of a loop's body is one for all its passes
 
     def see(next_call, args, kwargs, context):
-        if isinstance(context.module, NormRelu) and context.method_name == "__call__":
+        if isinstance(context.module, BatchNormRelu) and context.method_name == "__call__":
             assert len(args) < 3, "moments that are known already"
             inputs[context.module.path] = args[0]
         return next_call(*args, **kwargs)

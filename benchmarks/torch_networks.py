@@ -15,7 +15,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
 
 
-class NormRelu(nn.BatchNorm2d):
+class BatchNormRelu(nn.BatchNorm2d):
     """Batch normalisation followed by ReLU."""
 
     def forward(self, x):
@@ -42,12 +42,12 @@ class Block(nn.Module):
     def __init__(self, inputs: int, features: int, stride: int):
         super().__init__()
         width = features * EXPANSION
-        self.norm1 = NormRelu(inputs)
+        self.norm1 = BatchNormRelu(inputs)
         self.shortcut = conv(inputs, width, 1, stride) if inputs != width else None
         self.conv1 = conv(inputs, features, 1, stride)
-        self.norm2 = NormRelu(features)
+        self.norm2 = BatchNormRelu(features)
         self.conv2 = conv(features, features, 3)
-        self.norm3 = NormRelu(features)
+        self.norm3 = BatchNormRelu(features)
         self.conv3 = conv(features, width, 1)
 
     def forward(self, x):
@@ -61,9 +61,9 @@ class Layer(nn.Module):
 
     def __init__(self, inputs: int, growth: int):
         super().__init__()
-        self.norm1 = NormRelu(inputs)
+        self.norm1 = BatchNormRelu(inputs)
         self.conv1 = conv(inputs, BOTTLENECK * growth, 1)
-        self.norm2 = NormRelu(BOTTLENECK * growth)
+        self.norm2 = BatchNormRelu(BOTTLENECK * growth)
         self.conv2 = conv(BOTTLENECK * growth, growth, 3)
 
     def forward(self, x):
@@ -75,7 +75,7 @@ class Transition(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.transition_norm, self.transition_conv = NormRelu(inputs), conv(inputs, outputs, 1)
+        self.transition_norm, self.transition_conv = BatchNormRelu(inputs), conv(inputs, outputs, 1)
 
     def forward(self, x):
         return F.avg_pool2d(self.transition_conv(self.transition_norm(x)), 2)
@@ -103,7 +103,7 @@ def resnet(family: ResNet) -> list[tuple[str, nn.Module, int]]:
             parts[f"block{j}"] = Block(channels, features, 2 if i and not j else 1)
             channels = features * EXPANSION
         pieces.append((f"stage{i + 1}", Chain(parts), channels))
-    return [*pieces, ("norm", NormRelu(channels), channels)]
+    return [*pieces, ("norm", BatchNormRelu(channels), channels)]
 
 
 def densenet(family: DenseNet) -> list[tuple[str, nn.Module, int]]:
@@ -121,7 +121,7 @@ def densenet(family: DenseNet) -> list[tuple[str, nn.Module, int]]:
             parts["transition"] = Transition(channels, smaller)
             channels = smaller
         pieces.append((f"stage{i + 1}", Chain(parts), channels))
-    return [*pieces, ("norm", NormRelu(channels), channels)]
+    return [*pieces, ("norm", BatchNormRelu(channels), channels)]
 
 
 class Merged(nn.Module):

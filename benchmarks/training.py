@@ -12,10 +12,11 @@ from PIL import Image
 from benchmarks.problem import Problem
 from benchmarks.timing import Row, alternate
 from benchmarks.turns import Worker
-from hiercls_jax import experiment, huge_pages
+from hiercls_jax import experiment
 from hiercls_jax.data import cifar100 as cifar100_source
 from hiercls_jax.hierarchy import cifar100
-from hiercls_jax.models.summary import merge_summaries, summarise
+from hiercls_jax.models.costs import merge_summaries, summarise
+from hiercls_jax.runtime import huge_pages
 
 SMALL = "cpu,batch=128"  # ResNet-20 with a stem of stride 2: the preset for a CPU
 STEPS = {  # of problems by name: arguments, and how many steps a turn is

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hiercls_jax.adaptation.adjust import adjust
+    from hiercls_jax.experiment.predictor import load
     from hiercls_jax.hierarchy import Hierarchy
-    from hiercls_jax.predictor import load
 
 __all__ = ["Hierarchy", "adjust", "load"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str):
     elif name == "adjust":
         from hiercls_jax.adaptation.adjust import adjust as found
     elif name == "load":
-        from hiercls_jax.predictor import load as found
+        from hiercls_jax.experiment.predictor import load as found
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return found

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from hiercls_jax.errors import reader_gone
+from hiercls_jax.commands.command_line import reader_gone
 
 COMMANDS = """\
 hiercls_jax: hierarchical image classification with merged networks and test-time adaptation
@@ -35,17 +35,17 @@ hiercls_jax: hierarchical image classification with merged networks and test-tim
 def main(argv: list[str]) -> int:
     """Run the command that is named, or list the commands."""
     if argv[1:2] == ["grid"]:
-        from hiercls_jax import grid
+        from hiercls_jax.commands import grid
 
         return grid.main(argv[1:])
     if argv[1:2] in (["compare"], ["adapt"], ["predict"], ["export"]):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
         if argv[1] == "compare":
-            from hiercls_jax import compare as command
+            from hiercls_jax.commands import compare as command
         elif argv[1] == "adapt":
-            from hiercls_jax import adapt as command
+            from hiercls_jax.commands import adapt as command
         else:
-            from hiercls_jax import predict as command
+            from hiercls_jax.commands import predict as command
         return command.main(argv[1:])
     if argv[1:] in ([], ["--help"]):
         print(COMMANDS)

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 
-from hiercls_jax import experiment, run
+from hiercls_jax import experiment
 from hiercls_jax.evaluation import predictions
-from hiercls_jax.evaluation.metrics import child_sums
 from hiercls_jax.evaluation.predictions import Predictions
+from hiercls_jax.experiment import run
 from hiercls_jax.hierarchy import Hierarchy, cifar100
+from hiercls_jax.metrics import child_sums
+from hiercls_jax.models.variants import VARIANTS
 
 COSTS = {"training": 60.0, "training_cpu": 60.0, "test_prediction": 2.0, "test_adaptation": 0.1}
 
@@ -40,7 +42,7 @@ def made_up(
 def write_run(folder, variant: str, seed: int, images: int = 300, validation: int = 200, **costs):
     """Write what a finished run of CIFAR-100 leaves, as far as a comparison reads it."""
     hierarchy, config = cifar100(), experiment.compose(variant, f"cpu,seed={seed}")
-    network = 10 * list(experiment.VARIANTS).index(variant) + seed
+    network = 10 * list(VARIANTS).index(variant) + seed
     splits = {
         "test": made_up(hierarchy, images, network, data=0),
         "validation": made_up(hierarchy, validation, network, data=1),

@@ -14,8 +14,8 @@ from PIL import Image
 from hiercls_jax import Hierarchy
 from hiercls_jax.data.dataset import Split
 from hiercls_jax.models.branched import Branched
-from hiercls_jax.models.layers import Conv, NormRelu
-from hiercls_jax.training import parallel
+from hiercls_jax.models.layers import BatchNormRelu, Conv
+from hiercls_jax.runtime import parallel
 from hiercls_jax.training.loop import Schedule
 from hiercls_jax.training.optimizer import make_optimizer
 from hiercls_jax.training.step import Task
@@ -28,14 +28,16 @@ HIERARCHY = Hierarchy(
 
 
 class Stage(nn.Module):
-    """NormRelu and a strided convolution: the least that is a stage."""
+    """BatchNormRelu and a strided convolution: the least that is a stage."""
 
     features: int
     axis_name: str | None
 
     @nn.compact
     def __call__(self, x, train):
-        return Conv(self.features, 3, 2, name="conv")(NormRelu(self.axis_name, name="n")(x, train))
+        return Conv(self.features, 3, 2, name="conv")(
+            BatchNormRelu(self.axis_name, name="n")(x, train)
+        )
 
 
 class Stem(nn.Module):
@@ -55,7 +57,7 @@ class Toy:
     def pieces(self, axis_name):
         """Return a stem, two stages and a final normalisation."""
         stages = (Stage(8 * i, axis_name, name=f"stage{i}") for i in (1, 2))
-        return (Stem(name="stem"), *stages, NormRelu(axis_name, name="norm"))
+        return (Stem(name="stem"), *stages, BatchNormRelu(axis_name, name="norm"))
 
 
 @dataclasses.dataclass(frozen=True)

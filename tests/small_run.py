@@ -5,10 +5,10 @@ import sys
 import small
 from absl import app
 
-from hiercls_jax import main
+from hiercls_jax.commands import train
 from hiercls_jax.models import registry
 
 registry.register("toy", small.Toy)
 
 if __name__ == "__main__":
-    app.run(main.main, argv=sys.argv, flags_parser=main.parse_flags)
+    app.run(train.main, argv=sys.argv, flags_parser=train.parse_flags)

@@ -22,13 +22,14 @@ import pytest
 import small
 from made_up import page_data, unpacked
 
-from hiercls_jax import __main__, adapt
+from hiercls_jax import __main__
 from hiercls_jax.adaptation.alpha import alpha_search
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.adaptation.tree import adjust_tree, interpolate, marginals
-from hiercls_jax.evaluation import streaming
-from hiercls_jax.evaluation.metrics import topk_error
+from hiercls_jax.commands import adapt
 from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.metrics import topk_error
+from hiercls_jax.tables import streaming
 
 SUM = 1e-6
 N = 50

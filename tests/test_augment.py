@@ -3,7 +3,12 @@
 import jax
 import numpy as np
 
-from hiercls_jax.data.augment import PAD, augment, sample_keys, standardise
+from hiercls_jax.data.augment import (
+    PAD,
+    augment,
+    sample_keys,
+    standardise,
+)
 
 KEY = jax.random.key(0)
 

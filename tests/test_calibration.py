@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from hiercls_jax.evaluation.calibration import (
+from hiercls_jax.metrics import (
+    PROBABILITY_FLOOR,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
+from hiercls_jax.metrics.calibration import (
     TEMPERATURES,
     apply_temperature,
     fit_temperature,
     log_probs,
-)
-from hiercls_jax.evaluation.metrics import (
-    PROBABILITY_FLOOR,
-    expected_calibration_error,
-    negative_log_likelihood,
 )
 
 FITTED = 5e-6

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from hiercls_jax.training import checkpoint
-from hiercls_jax.training.checkpoint import CheckpointError, best, restore, save
+from hiercls_jax.training.checkpoint import (
+    CheckpointError,
+    best,
+    restore,
+    save,
+)
 from hiercls_jax.training.state import State
 
 

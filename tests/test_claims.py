@@ -11,11 +11,19 @@ from functools import cache
 import numpy as np
 import pytest
 
-from hiercls_jax.evaluation import claims, ensemble, significance
-from hiercls_jax.evaluation import verdict as deciding
-from hiercls_jax.evaluation.summary import SIZES, VARIANTS, Cell, Summary, alpha_grid
-from hiercls_jax.evaluation.verdict import FAILS, HOLDS, NOT_RUN, UNDECIDED, Network
 from hiercls_jax.hierarchy import cifar100
+from hiercls_jax.metrics import significance
+from hiercls_jax.models.variants import VARIANTS
+from hiercls_jax.study import claims, ensembles
+from hiercls_jax.study import verdicts as deciding
+from hiercls_jax.study.summary import SIZES, Cell, Summary, alpha_grid
+from hiercls_jax.study.verdicts import (
+    FAILS,
+    HOLDS,
+    NOT_RUN,
+    UNDECIDED,
+    Network,
+)
 
 CIFAR = cifar100()
 ALPHAS = alpha_grid(CIFAR)
@@ -55,7 +63,7 @@ def build(change=None, seeds=range(SEEDS), arch="resnet20", shift=0) -> Summary:
         found, costs = {}, []
         for size in SIZES:
             sets = []
-            for member in range(len(ensemble.members(SEEDS, size))):
+            for member in range(len(ensembles.members(SEEDS, size))):
                 one, four = copy.deepcopy(ONE), copy.deepcopy(FOUR)
                 settings = one if size == 1 else four
                 settings |= {"variant": variant, "size": size}
@@ -79,7 +87,7 @@ def build(change=None, seeds=range(SEEDS), arch="resnet20", shift=0) -> Summary:
                 if size == 1:
                     costs.append(settings["costs"])
             found[size] = np.array(sets, np.uint8)
-        wrong = {size: ensemble.wrong_counts(f, len(ALPHAS)) for size, f in found.items()}
+        wrong = {size: ensembles.wrong_counts(f, len(ALPHAS)) for size, f in found.items()}
         by_name = {name: np.array([c[name] for c in costs]) for name in costs[0]}
         by_name["on_cpu"] = np.ones(SEEDS)
         none = np.zeros((0, 21, 2, len(ALPHAS)), np.int64)
@@ -320,7 +328,7 @@ def test_resampled_curves_are_those_of_the_images_drawn():
     found = network.resampled("merge1", 1, 4)
     for b in (0, 7):
         drawn = np.repeat(np.arange(IMAGES), weights[b].astype(int))
-        counts = ensemble.wrong_counts(of_right[:, drawn], len(ALPHAS))
+        counts = ensembles.wrong_counts(of_right[:, drawn], len(ALPHAS))
         np.testing.assert_allclose(found[b], 100 / IMAGES * counts.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(found.mean(axis=0), network.of_all("merge1", 1, 4), atol=0.3)
 

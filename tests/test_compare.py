@@ -12,8 +12,8 @@ import small
 from made_up import page_data, rates
 from made_up_runs import write_run
 
-from hiercls_jax import compare
-from hiercls_jax.evaluation import summary
+from hiercls_jax.commands import compare
+from hiercls_jax.study import summary
 
 VARIANTS = ("separate", "merge1")
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from small import HIERARCHY
 
 from hiercls_jax.data import dataset
-from hiercls_jax.data.dataset import DataError, Dataset, Split, cache_folder, cached, hold_out
+from hiercls_jax.data.dataset import DataError, Dataset, Split, cached, hold_out
+from hiercls_jax.files import cache_folder
 
 FINGERPRINT = {"files": ["a", "b"]}
 

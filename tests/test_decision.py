@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from hiercls_jax.adaptation.decision import expected_lca_height, lca_steps, minimum_risk
-from hiercls_jax.evaluation.metrics import hierarchical_distance, lca_height
 from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.metrics import hierarchical_distance, lca_height
 
 ABSOLUTE = 4e-6
 

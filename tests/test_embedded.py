@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from hiercls_jax.data import embedded
-from hiercls_jax.data.dataset import DataError, Split, cache_folder
+from hiercls_jax.data.dataset import DataError, Split
+from hiercls_jax.files import cache_folder
 
 # Functions of NumPy that make integers and bools of integers and bools.
 INTEGER_FUNCTIONS = {

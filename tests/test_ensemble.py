@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from made_up_runs import made_up
 
+from hiercls_jax import metrics
 from hiercls_jax.adaptation.tree import adjust_tree
-from hiercls_jax.evaluation import ensemble, metrics
-from hiercls_jax.evaluation.ensemble import Scores
 from hiercls_jax.evaluation.predictions import Predictions
-from hiercls_jax.evaluation.summary import alpha_grid
 from hiercls_jax.hierarchy import Hierarchy, cifar100
+from hiercls_jax.study import ensembles
+from hiercls_jax.study.ensembles import Scores
+from hiercls_jax.study.summary import alpha_grid
 
 CIFAR = cifar100()
 ALPHAS = alpha_grid(CIFAR)
@@ -26,15 +27,15 @@ def networks():
 @pytest.mark.parametrize(("count", "size"), [(5, 1), (5, 2), (5, 4), (5, 5), (3, 4)])
 def test_every_set_is_there_once(count, size):
     """There are binomially many, each of different instances."""
-    sets = ensemble.members(count, size)
+    sets = ensembles.members(count, size)
     assert len(sets) == len({frozenset(s) for s in sets}) == math.comb(count, size)
     assert all(len(set(s)) == size for s in sets)
 
 
 def test_the_coarse_level_does_not_ask_when_it_is_averaged(networks):
     """Coarse scores agree to float32 rounding before and after; the fine ones do not."""
-    before = ensemble.scores(ensemble.average(networks), CIFAR)
-    after = ensemble.average_scores([ensemble.scores(n, CIFAR) for n in networks])
+    before = ensembles.scores(ensembles.average(networks), CIFAR)
+    after = ensembles.average_scores([ensembles.scores(n, CIFAR) for n in networks])
     np.testing.assert_allclose(before.target[0], after.target[0], atol=2e-7)
     np.testing.assert_array_equal(before.original[1], after.original[1])
     assert np.abs(before.target[1] - after.target[1]).max() > 1e-3
@@ -42,15 +43,15 @@ def test_the_coarse_level_does_not_ask_when_it_is_averaged(networks):
 
 def test_an_ensemble_of_copies_is_the_network(networks):
     """The mean of three equal predictions is that prediction, bit for bit."""
-    same = ensemble.average([networks[0]] * 3)
+    same = ensembles.average([networks[0]] * 3)
     for level, p in networks[0].probs.items():
         np.testing.assert_array_equal(same.probs[level], p)
 
 
 def test_an_image_is_right_where_its_adapted_argmax_is(networks):
     """At every alpha of the grid, against the argmax of the interpolated scores in float64."""
-    scores = ensemble.scores(networks[0], CIFAR)
-    right = ensemble.right_alphas(scores, ALPHAS)
+    scores = ensembles.scores(networks[0], CIFAR)
+    right = ensembles.right_alphas(scores, ALPHAS)
     for level in range(2):
         first, stop = right[level].T
         for i, alpha in enumerate(ALPHAS):
@@ -67,7 +68,7 @@ def test_what_is_never_right_has_no_alphas():
     original = np.float32([[0.2, 0.8, 0], [0.4, 0.6, 0]])
     target = np.float32([[0.2, 0.8, 0], [0.39, 0, 0.61]])
     scores = Scores([original], [target], [np.array([0, 0])])
-    assert ensemble.right_alphas(scores, np.array([0, 1.0, 2.0])).tolist() == [[[0, 0], [0, 0]]]
+    assert ensembles.right_alphas(scores, np.array([0, 1.0, 2.0])).tolist() == [[[0, 0], [0, 0]]]
 
 
 def test_counts_are_those_of_the_runs_of_alphas():
@@ -76,12 +77,12 @@ def test_counts_are_those_of_the_runs_of_alphas():
     right = np.sort(rng.integers(0, 8, size=(2, 3, 40, 2)), axis=-1)
     columns = np.arange(7)
     within = (right[..., :1] <= columns) & (columns < right[..., 1:])
-    np.testing.assert_array_equal(ensemble.wrong_counts(right, 7), 40 - within.sum(axis=2))
+    np.testing.assert_array_equal(ensembles.wrong_counts(right, 7), 40 - within.sum(axis=2))
 
 
 def test_calibration_fits_validation_and_keeps_the_order_of_classes(networks):
     """Each level's likelihood on validation rises, and no prediction changes."""
-    (calibrated,) = ensemble.calibrate(networks[0], [networks[0]])
+    (calibrated,) = ensembles.calibrate(networks[0], [networks[0]])
     for level, p in networks[0].probs.items():
         labels = networks[0].labels[level]
         before, after = (
@@ -97,7 +98,7 @@ def test_alpha_is_the_exact_choice_to_two_decimals():
     target = np.float32([[0.4, 0.6], [0.4, 0.6]])
     scores = Scores([original], [target], [np.array([1, 1])])
     # Right from the crossing at 0.5 to 2: the midpoint is 1.25.
-    assert ALPHAS[ensemble.tuned_alpha(scores, ALPHAS)] == pytest.approx(1.25, abs=0.01)
+    assert ALPHAS[ensembles.tuned_alpha(scores, ALPHAS)] == pytest.approx(1.25, abs=0.01)
 
 
 def test_three_levels():
@@ -113,8 +114,8 @@ def test_three_levels():
     probs = {v: rng.dirichlet(np.ones(n), 20).astype(np.float32) for v, n in zip(
         tree.levels, tree.sizes, strict=True)}  # fmt: skip
     labels = dict(zip(tree.levels, tree.labels(rng.integers(4, size=20)), strict=True))
-    scores = ensemble.scores(Predictions(probs, labels), tree)
-    counts = ensemble.wrong_counts(ensemble.right_alphas(scores, alphas), len(alphas))
+    scores = ensembles.scores(Predictions(probs, labels), tree)
+    counts = ensembles.wrong_counts(ensembles.right_alphas(scores, alphas), len(alphas))
     adapted = adjust_tree(list(probs.values()), tree, 1.5)
     expected = [(np.asarray(p).argmax(axis=1) != y).sum() for p, y in zip(
         adapted, labels.values(), strict=True)]  # fmt: skip

@@ -24,6 +24,7 @@ from hiercls_jax.experiment import (
     unflatten,
 )
 from hiercls_jax.models import registry
+from hiercls_jax.models.variants import VARIANTS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESNET = {
@@ -50,7 +51,7 @@ def changed(config, **fields):
     return config
 
 
-@pytest.mark.parametrize("name", experiment.VARIANTS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_each_config_file_is_the_paper_s_experiment(name):
     """Without arguments: ResNet-164, CIFAR-100, 164 epochs of batch 128, He et al.'s recipe."""
     config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
@@ -76,7 +77,7 @@ def test_what_a_run_recorded_is_its_config():
 
 def test_there_is_a_config_file_for_each_variant():
     """configs/ has the five files, the grid's, and no other."""
-    assert {path.stem for path in CONFIGS.glob("*.py")} == {*experiment.VARIANTS, "grid"}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*VARIANTS, "grid"}
 
 
 def test_arguments_compose():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hiercls_jax.evaluation import figures
+from hiercls_jax.report import figures
 
 ALPHAS = np.linspace(0, 2, 21)
 ERRORS = {"coarse": 0.4 - 0.05 * ALPHAS, "fine": 0.5 + 0.02 * (ALPHAS - 1) ** 2}

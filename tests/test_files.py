@@ -2,14 +2,14 @@
 
 import pytest
 
-from hiercls_jax.evaluation.files import whole
+from hiercls_jax.files import atomic_write
 
 
 def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
     """Before that the old one is there; after it the new one, and nothing beside it."""
     path = tmp_path / "a.npz"
     path.write_text("old")
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
         assert temporary.parent == path.parent
@@ -25,7 +25,7 @@ def test_what_fails_leaves_what_was_there(tmp_path, error):
     path.write_text("old")
 
     def write():
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("ne")
             raise error
 

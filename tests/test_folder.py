@@ -9,8 +9,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from hiercls_jax.data import folder
-from hiercls_jax.data.dataset import DataError, cache_folder
+from hiercls_jax.data.dataset import DataError
 from hiercls_jax.errors import one_line
+from hiercls_jax.files import cache_folder
 from hiercls_jax.hierarchy import Hierarchy
 
 PETS = Hierarchy(("kind", "animal"), (("cat", "dog"), ("lynx", "pug", "lion")), ((0, 1, 0),))

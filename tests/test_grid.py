@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 import small
 
-from hiercls_jax import experiment, grid, run
+from hiercls_jax import experiment
+from hiercls_jax.commands import grid
 from hiercls_jax.errors import UserError
+from hiercls_jax.experiment import run
 from hiercls_jax.models import registry
+from hiercls_jax.models.variants import VARIANTS
 
 # config_flags loads a config file by a method that Python means to remove.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -285,7 +288,7 @@ def test_runs_are_weighed_by_what_they_compute():
     """Separate computes as much as merge-0, that more than merge-3; seeds count alike."""
     planned = grid.plan(small_grid(seeds=(0, 1)), CONFIG, [], ONE)
     work = grid._work(planned)
-    of = {variant: work[f"resnet11 {variant} seed 1"] for variant in experiment.VARIANTS}
+    of = {variant: work[f"resnet11 {variant} seed 1"] for variant in VARIANTS}
     assert of["separate"] == of["merge0"] > of["merge1"] > of["merge2"] > of["merge3"] > 0
     longer = grid.plan(small_grid(), CONFIG, ["--config.train.epochs=12"], ONE)
     assert grid._work(longer)["resnet11 merge1 seed 1"] == 2 * of["merge1"]

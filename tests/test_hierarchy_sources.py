@@ -11,7 +11,7 @@ from hypothesis import given
 
 from hiercls_jax import Hierarchy
 from hiercls_jax.hierarchy import HierarchyError, cifar100
-from hiercls_jax.hierarchy_sources import from_nested, from_parent_lists, from_wordnet
+from hiercls_jax.hierarchy.sources import from_nested, from_parent_lists, from_wordnet
 
 WORDNET = Path(__file__).parent / "data" / "cifar100_wordnet.txt"
 

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from hiercls_jax import experiment, huge_pages, run
+from hiercls_jax import experiment
 from hiercls_jax.data.dataset import Dataset, Split
+from hiercls_jax.experiment import run
 from hiercls_jax.hierarchy import cifar100
+from hiercls_jax.runtime import huge_pages
 
 SHOW = """
 import os, sys

@@ -637,7 +637,8 @@ def test_the_command_of_each_pod_is_one_that_the_training_takes(monkeypatch):
     from absl import flags
     from absl.testing import flagsaver
 
-    from hiercls_jax import experiment, main
+    from hiercls_jax import experiment
+    from hiercls_jax.commands import train
 
     monkeypatch.chdir(ROOT)
     (group,) = yaml.safe_load(JOBSET.read_text())["spec"]["replicatedJobs"]
@@ -649,9 +650,9 @@ def test_the_command_of_each_pod_is_one_that_the_training_takes(monkeypatch):
             flags.FLAGS.unparse_flags()
             sent = [word.replace("$(PROCESS_ID)", str(index)) for word in words]
             monkeypatch.setattr(sys, "argv", [module, *sent])  # config files are found there
-            assert main.parse_flags(sys.argv) == [module]
-            experiment.check(main.CONFIG.value)
-            cluster = main._cluster()
+            assert train.parse_flags(sys.argv) == [module]
+            experiment.check(train.CONFIG.value)
+            cluster = train._cluster()
         assert (cluster.processes, cluster.process_id) == (job["completions"], index)
         port = container["ports"][0]["containerPort"]
         assert cluster.coordinator == f"hiercls-train-0-0.hiercls:{port}"

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from hiercls_jax.models.layers import (
+    BatchNormRelu,
     Classifier,
     Conv,
     Normalised,
-    NormRelu,
     average_pool,
     batch_moments,
     conv,
@@ -80,7 +80,7 @@ def test_norm_relu_equals_autodiff_of_its_formula(dtype):
 
 
 def test_norm_relu_equals_flax(dtype):
-    """A training step of NormRelu, running statistics included, is flax's BatchNorm and ReLU."""
+    """A training step of BatchNormRelu, running statistics too, is flax's BatchNorm and ReLU."""
     x, weights, scale, bias = data(dtype)
     params = {"scale": scale, "bias": bias}
     stats = {"mean": bias, "var": scale**2}
@@ -88,7 +88,7 @@ def test_norm_relu_equals_flax(dtype):
 
     def ours(params, x):
         variables = {"params": params, "batch_stats": stats}
-        y, new = NormRelu().apply(variables, x, True, mutable=["batch_stats"])
+        y, new = BatchNormRelu().apply(variables, x, True, mutable=["batch_stats"])
         return jnp.sum(weights * y), (y, new["batch_stats"])
 
     def theirs(params, x):
@@ -127,11 +127,11 @@ def test_bfloat16_images_are_normalised_in_float32():
 
 
 def test_prediction_uses_the_running_statistics(dtype):
-    """In evaluation NormRelu is flax's BatchNorm on running averages, and changes none."""
+    """In evaluation BatchNormRelu is flax's BatchNorm on running averages, and changes none."""
     x, _, scale, bias = data(dtype)
     stats = {"mean": bias, "var": scale**2 + np.asarray(0.1, dtype)}
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
-    y, new = NormRelu().apply(variables, x, False, mutable=["batch_stats"])
+    y, new = BatchNormRelu().apply(variables, x, False, mutable=["batch_stats"])
     assert_close(y, nn.relu(nn.BatchNorm(True, epsilon=1e-5).apply(variables, x)), dtype)
     assert_close(new.get("batch_stats", stats), stats, dtype)
 
@@ -150,7 +150,7 @@ def test_norm_relu_over_devices_equals_one_device(dtype, devices):
     def step(axis_name, x, weights):
         def loss(params, x):
             variables = {"params": params, "batch_stats": stats}
-            module = NormRelu(axis_name)
+            module = BatchNormRelu(axis_name)
             y, new = module.apply(variables, x, True, mutable=["batch_stats"])
             return jnp.mean(weights * y), (y, new["batch_stats"])
 
@@ -173,12 +173,12 @@ def test_momentum_epsilon_and_initial_values():
     """Scale 1, bias 0, statistics 0 and 1, untouched by initialisation; momentum 0.9, ε 1e-5."""
     # Mean 3, variance 1e-5: what is normalised is ±1/√2 where ε is 1e-5 too.
     x = 3 + np.sqrt(1e-5, dtype=np.float32) * np.float32([1, -1]).reshape(2, 1, 1, 1)
-    variables = NormRelu().init(jax.random.key(0), x, True)
+    variables = BatchNormRelu().init(jax.random.key(0), x, True)
     assert jax.tree.map(float, jax.tree.map(jnp.squeeze, variables)) == {
         "params": {"scale": 1.0, "bias": 0.0},
         "batch_stats": {"mean": 0.0, "var": 1.0},
     }
-    y, new = NormRelu().apply(variables, x, True, mutable=["batch_stats"])
+    y, new = BatchNormRelu().apply(variables, x, True, mutable=["batch_stats"])
     # x itself is rounded to 2e-7, 1e-4 of its deviation.
     np.testing.assert_allclose(y.squeeze(), [np.sqrt(0.5), 0], atol=1e-3)
     np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * 3, rtol=1e-6)
@@ -208,7 +208,7 @@ def test_a_channel_far_from_zero_keeps_its_gradient():
 
 
 def test_known_moments_change_nothing(dtype):
-    """Given the moments of its images, NormRelu returns, updates and differentiates the same."""
+    """Given its images' moments, BatchNormRelu returns, updates and differentiates the same."""
     x, weights, scale, bias = data(dtype)
     variables = {
         "params": {"scale": scale, "bias": bias},
@@ -218,7 +218,7 @@ def test_known_moments_change_nothing(dtype):
     def loss(x, known):
         halves = [batch_moments(part) for part in jnp.split(x, 2, axis=-1)]
         moments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves) if known else None
-        y, new = NormRelu().apply(variables, x, True, moments, mutable=["batch_stats"])
+        y, new = BatchNormRelu().apply(variables, x, True, moments, mutable=["batch_stats"])
         return jnp.sum(weights * y), (y, new)
 
     known, unknown = (jax.grad(partial(loss, known=k), has_aux=True)(x) for k in (True, False))

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from small import HIERARCHY, Recipe, schedule, split, task
 
 from hiercls_jax.data import embedded
-from hiercls_jax.training import loop, parallel
+from hiercls_jax.runtime import parallel
+from hiercls_jax.training import loop
 from hiercls_jax.training.feed import epoch_order, padded_batches
-from hiercls_jax.training.loop import Predictor, TrainingError, train
+from hiercls_jax.training.loop import SplitPredictor, TrainingError, train
 
 KEY = jax.random.key(1)
 
@@ -76,7 +77,7 @@ def test_training_learns_and_records(tmp_path, capsys):
     assert losses[0] == pytest.approx(math.log(2) + math.log(4), rel=0.5)
     validation = [r for r in records if r["split"] == "validation"]
     assert [r["step"] for r in validation] == [6, 12, 18, 24]
-    predicted = Predictor(task(), 8)(parallel.replicate(state), split(20, 1))
+    predicted = SplitPredictor(task(), 8)(parallel.replicate(state), split(20, 1))
     for level, ids in task().ancestors.items():
         wrong = np.mean(predicted[level].argmax(axis=1) != ids[split(20, 1).labels])
         assert validation[-1][f"error_{level}"] == pytest.approx(wrong)

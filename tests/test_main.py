@@ -17,11 +17,13 @@ from absl import flags
 from absl.testing import flagsaver
 from made_up import page_data
 
-from hiercls_jax import experiment, main, run
+from hiercls_jax import experiment
+from hiercls_jax.commands import train
 from hiercls_jax.data.dataset import Dataset, Split
 from hiercls_jax.evaluation import predictions
+from hiercls_jax.experiment import run
 from hiercls_jax.models import registry
-from hiercls_jax.training import parallel
+from hiercls_jax.runtime import parallel
 from hiercls_jax.training.loop import Interrupted
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +47,7 @@ def command(monkeypatch, capsys):
         with flagsaver.flagsaver():
             flags.FLAGS.unparse_flags()
             try:
-                status = main.main(main.parse_flags(sys.argv))
+                status = train.main(train.parse_flags(sys.argv))
             except SystemExit as stop:
                 status = stop.code
         jax.config.update("jax_compilation_cache_dir", cache)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from hiercls_jax.evaluation.metrics import (
+from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.metrics import (
     PROBABILITY_FLOOR,
     brier_score,
     child_sums,
@@ -27,7 +28,6 @@ from hiercls_jax.evaluation.metrics import (
     reliability,
     topk_error,
 )
-from hiercls_jax.hierarchy import Hierarchy
 
 CLOSE = 1e-12
 seeds = pytest.mark.parametrize("seed", range(8))

@@ -15,8 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hiercls_jax.errors import UserError
 from hiercls_jax.models import densenet, registry, resnet
 from hiercls_jax.models.branched import Branched
-from hiercls_jax.models.layers import Conv, NormRelu, average_pool
-from hiercls_jax.models.summary import format_table, summarise
+from hiercls_jax.models.costs import format_table, summarise
+from hiercls_jax.models.layers import BatchNormRelu, Conv, average_pool
 from hiercls_jax.training.loss import level_losses, summed_loss
 from hiercls_jax.training.optimizer import make_optimizer
 from hiercls_jax.training.state import State, create
@@ -64,7 +64,7 @@ class Toy:
     def pieces(self, axis_name):
         """Return the stem, two stages and the final normalisation."""
         stages = [ToyStage(self.width, i + 1, name=f"stage{i + 1}") for i in range(2)]
-        return (ToyStem(self.width, name="stem"), *stages, NormRelu(axis_name, name="norm"))
+        return (ToyStem(self.width, name="stem"), *stages, BatchNormRelu(axis_name, name="norm"))
 
 
 def small(arch, merge, heads=HEADS, axis_name=None) -> Branched:
@@ -306,7 +306,7 @@ class PlainLayers(nn.Module):
         for i in range(of.layers):
             y = PlainLayer(of.growth, name=f"layer{i}")(x, train)
             x = jnp.concatenate([x, y], axis=-1)
-        y = NormRelu(name="transition_norm")(x, train)
+        y = BatchNormRelu(name="transition_norm")(x, train)
         y = Conv(int(x.shape[-1] * of.compression), 1, name="transition_conv")(y)
         return average_pool(y)
 
@@ -318,8 +318,8 @@ class PlainLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        y = Conv(4 * self.growth, 1, name="conv1")(NormRelu(name="norm1")(x, train))
-        return Conv(self.growth, 3, name="conv2")(NormRelu(name="norm2")(y, train))
+        y = Conv(4 * self.growth, 1, name="conv1")(BatchNormRelu(name="norm1")(x, train))
+        return Conv(self.growth, 3, name="conv2")(BatchNormRelu(name="norm2")(y, train))
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -395,11 +395,11 @@ def test_parameter_paths():
 
 @pytest.mark.parametrize("arch", SMALL)
 def test_every_normalisation_knows_the_mapped_axis(arch):
-    """The axis name reaches every NormRelu, shared or not: none is left unsynchronised."""
+    """The axis name reaches every BatchNormRelu, shared or not: none is left unsynchronised."""
     seen = []
 
     def record(next_call, args, kwargs, context):
-        if isinstance(context.module, NormRelu):
+        if isinstance(context.module, BatchNormRelu):
             seen.append(context.module.axis_name)
         return next_call(*args, **kwargs)
 

@@ -15,11 +15,12 @@ import pytest
 from made_up import THREE, page_data, predictions, rates, unpacked
 from PIL import Image
 
-from hiercls_jax import Hierarchy
+from hiercls_jax import Hierarchy, metrics
 from hiercls_jax.adaptation.tree import adjust_tree
-from hiercls_jax.evaluation import metrics, page, report
-from hiercls_jax.evaluation.figures import COLOURS
+from hiercls_jax.evaluation.evaluate import evaluate
 from hiercls_jax.hierarchy import cifar100
+from hiercls_jax.report import page
+from hiercls_jax.report.figures import COLOURS
 
 RAGGED = Hierarchy(
     ("kind", "animal"), (("cat", "dog", "emu"), ("lynx", "lion", "pug")), ((0, 0, 1),), True
@@ -30,7 +31,7 @@ NASTY = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 $title ${x} \\u00
 def write(path: Path, hierarchy, count=300, splits=("test", "validation"), title="a run", **more):
     """Write a page of made-up predictions; return the report's results and the page's text."""
     splits = {split: predictions(hierarchy, count, seed) for seed, split in enumerate(splits)}
-    results = report.evaluate(splits, hierarchy)
+    results = evaluate(splits, hierarchy)
     page.write_results(path, splits, hierarchy, results, title, **more)
     return splits, results, path.read_text(encoding="utf-8")
 
@@ -364,7 +365,7 @@ def test_the_same_predictions_give_the_same_page(tmp_path):
 
 def test_colours_are_those_of_the_figures():
     """The levels' colours on light ground, and no other hues for them on dark."""
-    style = (Path(page.__file__).parent / "report_page" / "page.css").read_text()
+    style = (Path(page.__file__).parent / "html" / "page.css").read_text()
     light, dark = style.split("@media (prefers-color-scheme: dark)")[:2]
     found = [re.findall(r"--level\d: (#\w{6});", part) for part in (light, dark)]
     assert found[0] == list(COLOURS)

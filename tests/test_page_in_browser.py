@@ -13,9 +13,10 @@ import pytest
 from made_up import THREE, page_data, predictions
 
 from hiercls_jax import Hierarchy
-from hiercls_jax.evaluation import page, report
+from hiercls_jax.evaluation.evaluate import evaluate
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import cifar100
+from hiercls_jax.report import page
 
 try:
     from playwright import sync_api
@@ -64,7 +65,7 @@ def reports(tmp_path_factory):
             split: predictions(hierarchy, 1000, seed)
             for seed, split in enumerate(("test", "validation"))
         }
-        results = json.loads(json.dumps(report.evaluate(splits, hierarchy)))
+        results = json.loads(json.dumps(evaluate(splits, hierarchy)))
         page.write_results(
             folder / f"{name}.html", splits, hierarchy, results, f"made up, {name} levels",
             images=None if name == "three" else small_images(1000).__getitem__,
@@ -91,7 +92,7 @@ def few(tmp_path_factory):
     page.write(
         path, page.Evidence.of(split, FEW), FEW, 1.0002, "few", chosen="given",
         training={"merge1": [{"split": "train", "epoch": 1.0, "error_fine": 0.5, "loss_fine": 2}]},
-        measures=report.evaluate({"test": split}, FEW)["measures"],
+        measures=evaluate({"test": split}, FEW)["measures"],
         record={"config": {"optimizer.learning_rate_of_a_long_name": 0.2}},
     )  # fmt: skip
     return path

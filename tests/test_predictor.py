@@ -20,13 +20,16 @@ import small
 from PIL import Image
 
 import hiercls_jax
-from hiercls_jax import __main__, experiment, predict, run
+from hiercls_jax import __main__, experiment
 from hiercls_jax.adaptation.tree import adjust_tree
+from hiercls_jax.commands import predict
 from hiercls_jax.data import folder
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import predictions
+from hiercls_jax.experiment import run
 from hiercls_jax.models import registry
-from hiercls_jax.training import checkpoint, parallel
+from hiercls_jax.runtime import parallel
+from hiercls_jax.training import checkpoint
 from hiercls_jax.training.state import create
 
 SUM = 2e-6
@@ -447,9 +450,9 @@ def test_the_package_stays_light():
     """`import hiercls_jax` imports neither Flax nor Orbax, until `load` is asked for."""
     code = """
 import sys, hiercls_jax
-heavy = {"flax", "orbax", "optax", "PIL", "ml_collections", "hiercls_jax.predictor"}
+heavy = {"flax", "orbax", "optax", "PIL", "ml_collections", "hiercls_jax.experiment.predictor"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-assert hiercls_jax.load.__module__ == "hiercls_jax.predictor"
+assert hiercls_jax.load.__module__ == "hiercls_jax.experiment.predictor"
 assert not hasattr(hiercls_jax, "loda")
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -23,7 +23,7 @@ from test_resume import (
     wait_for_step,
 )
 
-from hiercls_jax.training.parallel import HEARTBEAT
+from hiercls_jax.runtime.parallel import HEARTBEAT
 
 __all__ = ["images"]  # the fixture
 

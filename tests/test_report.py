@@ -8,8 +8,10 @@ import pytest
 from small import HIERARCHY
 
 from hiercls_jax import Hierarchy
-from hiercls_jax.evaluation import figures, report
+from hiercls_jax.evaluation.evaluate import evaluate
 from hiercls_jax.evaluation.predictions import Predictions
+from hiercls_jax.report import figures
+from hiercls_jax.report.terminal import error_table
 
 # Two images on (dark: black, grey) and (light: silver, white). With β = α/2, the first one's
 # coarse answer is right from .6 - .4 β < .5, α > .5, and its fine one until
@@ -50,13 +52,13 @@ def noise(hierarchy: Hierarchy, count: int = 40, seed: int = 0) -> Predictions:
 def late():
     """The two images by hand as the test split, alpha tuned on the late one."""
     splits = {"validation": predictions(*LATE), "test": predictions(*BY_HAND)}
-    return report.evaluate(splits, HIERARCHY)
+    return evaluate(splits, HIERARCHY)
 
 
 @pytest.fixture(scope="module")
 def final():
     """The two images by hand without a validation split."""
-    return report.evaluate({"test": predictions(*BY_HAND)}, HIERARCHY)
+    return evaluate({"test": predictions(*BY_HAND)}, HIERARCHY)
 
 
 def test_measures_by_hand(late):
@@ -116,12 +118,9 @@ def test_alpha_does_not_see_the_test_split(late):
     """Other test labels, or other test images, do not change alpha; other validation labels do."""
     validation = predictions(*LATE)
     test = predictions(BY_HAND[0], BY_HAND[1], [3, 1])
-    assert (
-        report.evaluate({"validation": validation, "test": test}, HIERARCHY)["alpha"]
-        == (late["alpha"])
-    )
+    assert evaluate({"validation": validation, "test": test}, HIERARCHY)["alpha"] == (late["alpha"])
     other = predictions(LATE[0], LATE[1], [0])
-    alpha = report.evaluate({"validation": other, "test": test}, HIERARCHY)["alpha"]
+    alpha = evaluate({"validation": other, "test": test}, HIERARCHY)["alpha"]
     assert not 1.2 < alpha < 1.33
 
 
@@ -137,7 +136,7 @@ def test_without_validation_alpha_is_1(final):
 def test_tuned_alpha_is_the_best_on_validation():
     """No alpha of the curve has a smaller sum of both errors than the tuned one has."""
     split = noise(HIERARCHY, 200)
-    results = report.evaluate({"validation": split, "test": split}, HIERARCHY)
+    results = evaluate({"validation": split, "test": split}, HIERARCHY)
     total = sum(np.array(results["curve"][f"test_error_{v}"]) for v in HIERARCHY.levels)
     tuned = sum(results["validation_error"]["tuned"].values())
     assert tuned <= total.min() + 1e-12
@@ -170,7 +169,7 @@ def three():
         ((0, 0, 1), (0, 0, 1, 1, 2)),
     )
     test = noise(hierarchy)
-    return hierarchy, test, report.evaluate({"test": test}, hierarchy)
+    return hierarchy, test, evaluate({"test": test}, hierarchy)
 
 
 def test_three_levels(three):
@@ -187,7 +186,7 @@ def test_three_levels(three):
 
 def test_table(late, final):
     """One row per setting and one column per level, in percent with two decimals, aligned."""
-    lines = report.format_table(late, HIERARCHY).splitlines()
+    lines = error_table(late, HIERARCHY).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[0].split()[-2:] == ["coarse", "fine"]
     cells = [line.split("  ") for line in lines[1:]]
@@ -199,7 +198,7 @@ def test_table(late, final):
         [f"tuned, alpha = {late['alpha']:.2f}", "0.00 %", "0.00 %"],
     ]
     # What was not tuned does not say so.
-    assert "chosen, alpha = 1.00" in report.format_table(final, HIERARCHY).splitlines()[-1]
+    assert "chosen, alpha = 1.00" in error_table(final, HIERARCHY).splitlines()[-1]
 
 
 def test_table_of_long_names(three):
@@ -208,14 +207,14 @@ def test_table_of_long_names(three):
     long = "a level with a long name"
     renamed = dataclasses.replace(hierarchy, levels=(long, *hierarchy.levels[1:]))
     results = json.loads(json.dumps(results).replace('"all"', f'"{long}"'))
-    lines = report.format_table(results, renamed).splitlines()
+    lines = error_table(results, renamed).splitlines()
     assert long in lines[0]
     assert len({len(line) for line in lines}) == 1
 
 
 def test_draw_writes_the_figures(tmp_path, late):
     """Both figures as `.png` and `.svg`, and nothing beside them."""
-    report.draw(tmp_path, late, predictions(*BY_HAND), HIERARCHY, "two images")
+    figures.draw_run(tmp_path, late, predictions(*BY_HAND), HIERARCHY, "two images")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "alpha_curve.png", "alpha_curve.svg", "scatter.png", "scatter.svg",
     ]  # fmt: skip
@@ -230,7 +229,7 @@ def test_draw_shows_the_class_with_most_to_see(tmp_path, monkeypatch, three):
     drawn = []
     monkeypatch.setattr(figures, "alpha_curve", lambda *args: drawn.append(args))
     monkeypatch.setattr(figures, "scatters", lambda *args: drawn.append(args))
-    report.draw(tmp_path, results, test, hierarchy, "three levels")
+    figures.draw_run(tmp_path, results, test, hierarchy, "three levels")
     (_, alphas, errors, tuned, _), (_, panels, member, name, level) = drawn
     (p, q), (after_p, after_q) = panels.values()
     assert list(errors) == list(hierarchy.levels)

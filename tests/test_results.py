@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hiercls_jax import compare
+from hiercls_jax.commands import compare
 
 RESULTS = Path(__file__).parents[1] / "results"
 SUMMARIES = sorted(RESULTS.rglob("summary.npz"))

@@ -5,7 +5,7 @@ import numpy as np
 from small import schedule, split, task
 
 from benchmarks.scaling import exchanged, exchanged_by
-from hiercls_jax.training import parallel
+from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import fed, make_feed
 from hiercls_jax.training.state import create
 from hiercls_jax.training.step import make_train_step

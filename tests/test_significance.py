@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hiercls_jax.evaluation import significance
+from hiercls_jax.metrics import significance
 
 
 def test_the_paired_t_test_is_scipys():

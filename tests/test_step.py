@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from small import HIERARCHY, Recipe, schedule, split, task
 
-from hiercls_jax.training import parallel
+from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import fed, make_feed
-from hiercls_jax.training.loop import Predictor
+from hiercls_jax.training.loop import SplitPredictor
 from hiercls_jax.training.loss import error_counts, level_losses
 from hiercls_jax.training.optimizer import make_optimizer, make_schedule
 from hiercls_jax.training.state import create
@@ -149,8 +149,8 @@ def test_predictions_do_not_depend_on_the_batch(batch):
     a_task = task(hierarchy=dataclasses.replace(HIERARCHY, levels=("tone", "colour")))
     state = create(a_task.network, a_task.optimizer, jax.random.key(1), SHAPE)
     state = parallel.replicate(jax.device_get(state))
-    expected = Predictor(a_task, 8)(state, split(50))
-    found = Predictor(a_task, batch)(state, split(50))
+    expected = SplitPredictor(a_task, 8)(state, split(50))
+    found = SplitPredictor(a_task, batch)(state, split(50))
     assert list(found) == ["tone", "colour"]
     for level, size in zip(found, HIERARCHY.sizes, strict=True):
         assert found[level].shape == (50, size)

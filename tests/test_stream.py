@@ -14,12 +14,17 @@ import pytest
 from PIL import Image
 from small import HIERARCHY, image_folder, schedule, split, task
 
-from hiercls_jax import predictor
 from hiercls_jax.data import folder, stream
 from hiercls_jax.data.dataset import DataError, Dataset, hold_out
-from hiercls_jax.training import parallel
+from hiercls_jax.experiment import predictor
+from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import Order, make_feed
-from hiercls_jax.training.loop import Interrupted, Predictor, TrainingError, train
+from hiercls_jax.training.loop import (
+    Interrupted,
+    SplitPredictor,
+    TrainingError,
+    train,
+)
 
 HERE = Path(__file__).parent
 KEY = jax.random.key(1)
@@ -98,7 +103,7 @@ def test_streaming_trains_bit_for_bit_what_memory_trains(root, tmp_path):
     for read in (folder.read, folder.stream):
         splits = read(root, HIERARCHY, 8)
         state, records = train_on(splits["train"], tmp_path / read.__name__, epochs=2)
-        predicted = Predictor(task(), 8)(parallel.replicate(state), splits["test"])
+        predicted = SplitPredictor(task(), 8)(parallel.replicate(state), splits["test"])
         results.append((state, predicted, records))
     held, streamed = results
     assert same(held[:2], streamed[:2])
@@ -255,7 +260,7 @@ def test_files_are_predicted_a_batch_at_a_time(root, monkeypatch):
         }
         return {"adapted": p, "unadapted": p}
 
-    trained = predictor.Predictor(HIERARCHY, (8, 8, 3), alpha=1.0, batch=8, forward=forward)
+    trained = predictor.SplitPredictor(HIERARCHY, (8, 8, 3), alpha=1.0, batch=8, forward=forward)
     files, read, read_files = sorted((root / "train").rglob("*.*")), [], folder.read_files
     expected = trained(trained.read(files))
 

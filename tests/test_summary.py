@@ -9,10 +9,11 @@ from made_up_runs import made_up
 
 from hiercls_jax.adaptation.adjust import adjust
 from hiercls_jax.errors import UserError
-from hiercls_jax.evaluation import ensemble, report, summary
-from hiercls_jax.evaluation.metrics import child_sums
-from hiercls_jax.evaluation.summary import FLAVOURS, Summary
+from hiercls_jax.evaluation.evaluate import evaluate
 from hiercls_jax.hierarchy import cifar100
+from hiercls_jax.metrics import child_sums
+from hiercls_jax.study import ensembles, summary
+from hiercls_jax.study.summary import FLAVOURS, Summary
 
 CIFAR = cifar100()
 ALPHAS = summary.alpha_grid(CIFAR)
@@ -46,7 +47,7 @@ def test_single_networks_have_the_errors_of_their_own_reports(runs, cell):
     """Seed by seed: at alpha 0, 1, 2, and at the tuned alpha, which is theirs to two decimals."""
     assert cell.seeds == (0, 1, 2)
     for row, seed in enumerate(cell.seeds):
-        results = report.evaluate(runs[seed], CIFAR)
+        results = evaluate(runs[seed], CIFAR)
         assert ALPHAS[cell.tuned["averaged"][1][row]] == pytest.approx(
             results["alpha"], abs=0.00501
         )
@@ -59,7 +60,7 @@ def test_single_networks_have_the_errors_of_their_own_reports(runs, cell):
 def test_validation_errors_are_those_of_single_networks(runs, cell):
     """Seed by seed at alpha 0, 1, 2, against the reports; nothing of test is in them."""
     for row, seed in enumerate(cell.seeds):
-        errors = report.evaluate(runs[seed], CIFAR)["validation_error"]
+        errors = evaluate(runs[seed], CIFAR)["validation_error"]
         for alpha in (0, 1, 2):
             wrong = cell.validation[row, :, round(alpha / summary.STEP)]
             assert (wrong / 120).tolist() == list(errors[f"alpha={alpha}"].values())
@@ -70,7 +71,7 @@ def test_every_ensemble_of_each_size_is_counted(cell):
     assert {size: len(a) for size, a in cell.right.items()} == {1: 3, 2: 3}
     for size, right in cell.right.items():
         assert right.shape == (len(right), 2, 150, 2)
-        counts = ensemble.wrong_counts(right, len(ALPHAS))
+        counts = ensembles.wrong_counts(right, len(ALPHAS))
         np.testing.assert_array_equal(counts, cell.wrong["averaged"][size])
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 
-from hiercls_jax.evaluation.tables import (
+from hiercls_jax.tables import (
     FORMATS,
     TableError,
     open_table,

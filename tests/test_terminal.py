@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hiercls_jax.commands.predict import _columns, _padded
 from hiercls_jax.data import cifar100
-from hiercls_jax.evaluation import streaming
-from hiercls_jax.predict import _columns, _padded
+from hiercls_jax.tables import streaming
 from hiercls_jax.training.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]

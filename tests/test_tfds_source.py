@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from hiercls_jax.data import tfds_source
-from hiercls_jax.data.dataset import DataError, cache_folder
+from hiercls_jax.data.dataset import DataError
+from hiercls_jax.files import cache_folder
 from hiercls_jax.hierarchy import Hierarchy, cifar100
 
 tfds.disable_progress_bar()

@@ -228,3 +228,13 @@ def _check_level(level: str, original, target, labels) -> None:
             raise ValueError(
                 f"{level}: {name} of sample {np.argmin(finite)} is not finite; every score must be"
             )
+
+
+def curve_of_intervals(intervals: np.ndarray, largest: float) -> StepFunction:
+    """Return the error against alpha in [0, largest] of samples right on `intervals`, `[N, 2]`."""
+    low, high = intervals[intervals[:, 0] <= intervals[:, 1]].T
+    after = np.nextafter(high, np.inf)
+    breakpoints = np.unique(np.concatenate([[0.0], low, after[after <= largest]]))
+    begun = np.searchsorted(np.sort(low), breakpoints, side="right")
+    ended = np.searchsorted(np.sort(after), breakpoints, side="right")
+    return StepFunction(breakpoints, len(intervals) - begun + ended, len(intervals), largest)

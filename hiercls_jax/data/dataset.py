@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol, TypeVar
 import numpy as np
 
 from hiercls_jax.errors import UserError
+from hiercls_jax.files import cache_folder
 from hiercls_jax.hierarchy import Hierarchy
 
 T = TypeVar("T")
@@ -122,11 +123,6 @@ def hold_out(train: Samples, fraction: float, seed: int) -> tuple[Samples, Sampl
             )
         held[rng.permutation(members)[:count]] = True
     return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
-
-
-def cache_folder() -> Path:
-    """Return this project's folder in the user's cache: `$XDG_CACHE_HOME/hiercls_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiercls_jax"
 
 
 def cached(

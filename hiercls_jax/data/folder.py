@@ -11,9 +11,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from hiercls_jax.data.dataset import DataError, Split, cache_folder, cached
-from hiercls_jax.data.stream import Once, Stream, Survey, alone, look_at, surveys
-from hiercls_jax.errors import some
+from hiercls_jax.data.dataset import DataError, Split, cached
+from hiercls_jax.data.stream import (
+    Once,
+    Stream,
+    Survey,
+    alone,
+    look_at,
+    surveys,
+)
+from hiercls_jax.errors import preview
+from hiercls_jax.files import cache_folder
 from hiercls_jax.hierarchy import Hierarchy
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -259,7 +267,7 @@ def _find(root: Path, split: str, classes, whole: bool) -> list[tuple[Path, int]
     if whole and missing:
         raise DataError(
             f"{folder} has no images of {len(missing)} of the hierarchy's classes: "
-            f"{some(missing)}; add images in {folder / missing[0]}, or remove the class"
+            f"{preview(missing)}; add images in {folder / missing[0]}, or remove the class"
         )
     if not found:
         raise DataError(f"{folder} has no images; it should hold a folder of images per class")
@@ -274,7 +282,7 @@ def _unknown(entry: Path, classes) -> str:
     meant = f"; did you mean '{close[0]}'? Rename one of them" if close else "; rename it"
     return (
         f"the folder '{entry}' is no class of the hierarchy's last level "
-        f"({len(classes)} classes: {some(classes)}){meant}, or add the class"
+        f"({len(classes)} classes: {preview(classes)}){meant}, or add the class"
     )
 
 

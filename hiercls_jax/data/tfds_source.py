@@ -11,8 +11,20 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from hiercls_jax.data.dataset import DataError, Split, cached
-from hiercls_jax.data.folder import check_image_size, quiet_pillow, rgb_array, strict_pillow
-from hiercls_jax.data.stream import Once, Stream, Survey, alone, look_at, surveys
+from hiercls_jax.data.folder import (
+    check_image_size,
+    quiet_pillow,
+    rgb_array,
+    strict_pillow,
+)
+from hiercls_jax.data.stream import (
+    Once,
+    Stream,
+    Survey,
+    alone,
+    look_at,
+    surveys,
+)
 from hiercls_jax.hierarchy import Hierarchy
 
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # what TFDS's image feature stores

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from hiercls_jax.errors import UserError
-from hiercls_jax.evaluation.files import whole
-from hiercls_jax.evaluation.tables.numpy_files import open_array
-from hiercls_jax.evaluation.tables.table import read_exactly
+from hiercls_jax.files import atomic_write
 from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.tables.numpy_files import open_array
+from hiercls_jax.tables.table import read_exactly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def save(path: Path, splits: dict[str, Predictions]) -> None:
             arrays[f"{split}/labels_{level}"] = predictions.labels[level].astype(np.int32)
         if predictions.files is not None:
             arrays[f"{split}/files"] = predictions.files.astype(str)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         np.savez(temporary, **arrays)
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from hiercls_jax.models.layers import (
+    BatchNormRelu,
     Conv,
-    NormRelu,
     average_pool,
     moments_within,
     sum_gradient_once,
@@ -19,7 +19,7 @@ BOTTLENECK = 4  # channels of a layer's inner activation over the growth rate
 
 
 class Layer(nn.Module):
-    """1x1 and 3x3 convolution, each after a NormRelu; the new channels join the old ones.
+    """1x1 and 3x3 convolution, each after a BatchNormRelu; the new channels join the old ones.
 
     So do their moments: every later layer normalises the same channels, by the same moments.
     """
@@ -29,9 +29,9 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, train, moments):
-        y = NormRelu(self.axis_name, lazy=True, name="norm1")(x, train, moments)
+        y = BatchNormRelu(self.axis_name, lazy=True, name="norm1")(x, train, moments)
         y = Conv(BOTTLENECK * self.growth, 1, name="conv1")(y)
-        y = NormRelu(self.axis_name, lazy=True, name="norm2")(y, train)
+        y = BatchNormRelu(self.axis_name, lazy=True, name="norm2")(y, train)
         y = sum_gradient_once(Conv(self.growth, 3, name="conv2")(y))
         if train:
             moments = jax.tree.map(_join, moments, moments_within(self, y))
@@ -59,7 +59,7 @@ class Stage(nn.Module):
         if self.compression is None:
             return x
         features = int(x.shape[-1] * self.compression)
-        y = NormRelu(self.axis_name, lazy=True, name="transition_norm")(x, train, moments)
+        y = BatchNormRelu(self.axis_name, lazy=True, name="transition_norm")(x, train, moments)
         return average_pool(Conv(features, 1, name="transition_conv")(y))
 
 
@@ -101,5 +101,5 @@ class DenseNet:
                 Stage(layers, growth, compression, axis_name, name=f"stage{i + 1}")
                 for i, compression in enumerate(compressions)
             ),
-            NormRelu(axis_name, name="norm"),
+            BatchNormRelu(axis_name, name="norm"),
         )

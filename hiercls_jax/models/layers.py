@@ -1,10 +1,10 @@
-"""The layers that both network families are built from: Conv, NormRelu, Classifier, pooling.
+"""The layers that both network families are built from: Conv, BatchNormRelu, Classifier, pooling.
 
 Each computes what flax's own layer computes, faster on a CPU: ReLU∘BatchNorm has a hand-written
 derivative that reads its input twice instead of many times, a 1x1 convolution is a product of
 matrices, and the derivatives of both kinds of convolution are written down in the order of axes
-that is fast. What a NormRelu makes may stay `Normalised` until a convolution reads it, which keeps
-for its derivative what it was made from, and makes it again.
+that is fast. What a BatchNormRelu makes may stay `Normalised` until a convolution reads it,
+which keeps for its derivative what it was made from, and makes it again.
 
 They compute in the type of the images they are given. Parameters, statistics and logits are float32
 whatever that is (float64 where the parameters are).
@@ -131,7 +131,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 @flax.struct.dataclass
 class Normalised:
-    """Images after NormRelu, `[N, H, W, C]`, held as what they are made from.
+    """Images after BatchNormRelu, `[N, H, W, C]`, held as what they are made from.
 
     That is the images before and, `[C]` each, mean, variance, scale and bias. To make them is a
     pass over memory; to keep them, for each convolution's derivative, would be as much memory again
@@ -176,7 +176,7 @@ def _conv_of_normalised_backward(stride, saved, d_convolved):
 _conv_of_normalised.defvjp(_conv_of_normalised_forward, _conv_of_normalised_backward)
 
 
-class NormRelu(nn.Module):
+class BatchNormRelu(nn.Module):
     """Batch normalisation followed by ReLU over `[N, H, W, C]` (Ioffe and Szegedy, 2015).
 
     Args:

@@ -4,14 +4,14 @@ import dataclasses
 
 import flax.linen as nn
 
-from hiercls_jax.models.layers import Conv, NormRelu
+from hiercls_jax.models.layers import BatchNormRelu, Conv
 
 STAGES = 3
 EXPANSION = 4  # a block's output channels over its inner ones
 
 
 class Block(nn.Module):
-    """1x1, 3x3, 1x1 convolutions, each after a NormRelu; a shortcut convolution only where the
+    """1x1, 3x3, 1x1 convolutions, each after a BatchNormRelu; a shortcut convolution only where the
     width changes, fed with the first activation as in the original implementation."""
 
     features: int  # inner channels
@@ -21,7 +21,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         norm1, norm2, norm3 = (
-            NormRelu(self.axis_name, lazy=True, name=f"norm{i}") for i in (1, 2, 3)
+            BatchNormRelu(self.axis_name, lazy=True, name=f"norm{i}") for i in (1, 2, 3)
         )
         y = norm1(x, train)
         width = self.features * EXPANSION
@@ -101,7 +101,7 @@ class ResNet:
                 Stage(blocks, base * 2**i, 1 if i == 0 else 2, axis_name, name=f"stage{i + 1}")
                 for i in range(STAGES)
             ),
-            NormRelu(axis_name, name="norm"),
+            BatchNormRelu(axis_name, name="norm"),
         )
 
 

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from hiercls_jax.data.dataset import Samples
-from hiercls_jax.training import parallel
+from hiercls_jax.runtime import parallel
 
 AHEAD = 2  # batches that are read before they are needed, where images are not in memory
 

@@ -16,11 +16,17 @@ from jax import lax
 
 from hiercls_jax.data.dataset import Samples
 from hiercls_jax.errors import UserError
-from hiercls_jax.training import checkpoint, parallel
-from hiercls_jax.training.feed import Order, fed, make_feed, padded_batches
+from hiercls_jax.runtime import parallel
+from hiercls_jax.training import checkpoint
+from hiercls_jax.training.feed import (
+    Order,
+    fed,
+    make_feed,
+    padded_batches,
+)
 from hiercls_jax.training.state import State, create
 from hiercls_jax.training.step import Task, make_predict_step, make_train_step
-from hiercls_jax.training.tracking import Silent, Tracker
+from hiercls_jax.training.tracking import NullTracker, Tracker, format_duration
 
 LAG = 2  # steps between sending one and reading its metrics, so that the device never waits
 SAVE = 1  # a request to save; greater ones are the numbers of the signals that ask to stop
@@ -114,7 +120,7 @@ def train(
             "was trained on others, or in another order. Put back what was there, or choose "
             "another --config.workdir"
         )
-    tracker = Tracker(folder, name, meta["step"], total) if parallel.is_first() else Silent()
+    tracker = Tracker(folder, name, meta["step"], total) if parallel.is_primary() else NullTracker()
     if meta["step"]:
         tracker.say(f"{name}: resuming after step {meta['step']} of {total}")
     try:
@@ -132,7 +138,7 @@ def newest(folder: Path, template: State, otherwise=None) -> tuple[State, dict] 
     Process 0 reads it, and every process gets what process 0 has: only there is the folder, and
     initial values may differ in a bit between processors of different kinds.
     """
-    found = parallel.on_first(
+    found = parallel.on_primary(
         lambda: checkpoint.pack(checkpoint.restore(folder / "checkpoints", template) or otherwise)
     )
     return checkpoint.unpack(found, template)
@@ -172,7 +178,7 @@ class _Run:
         self.batches = feed(schedule.order(self.images))
         self.batches.set_state(meta["iterator"])
         self.take = parallel.pmap(_carrying_requests(fed(make_train_step(task))), donate=True)
-        self.predictor = None if validation is None else Predictor(task, schedule.batch)
+        self.predictor = None if validation is None else SplitPredictor(task, schedule.batch)
         self.in_flight = deque()
         self.sums = dict(meta["sums"])  # of the record that is being filled
         self.began = self.saved = time.monotonic()
@@ -246,7 +252,7 @@ class _Run:
             self.tracker.say(
                 f"{self.name}: {total - step} steps of {self.schedule.batch} images to go, "
                 f"{rate:.0f} images/s on {parallel.describe_devices()}: about "
-                f"{in_words(seconds)}"
+                f"{format_duration(seconds)}"
             )
 
     def _drain(self, total: int, per_epoch: int) -> None:
@@ -284,7 +290,7 @@ class _Run:
                 "nothing from after the last checkpoint is kept. Lower optimizer.learning_rate in "
                 "a new workdir"
             )
-        parallel.on_first(
+        parallel.on_primary(
             lambda: checkpoint.save(self.folder / "checkpoints", state, self.meta) or b""
         )
         self.began = self.saved = time.monotonic()
@@ -296,7 +302,7 @@ class _Run:
         return parallel.unreplicate(self.state)
 
 
-class Predictor:
+class SplitPredictor:
     """Predicts every image of a split exactly once, whatever the batch; compiles once."""
 
     def __init__(self, task: Task, batch: int):
@@ -344,17 +350,3 @@ class _Signals:
             signal.signal(signum, handler)
         if self.caught and error is None:  # it came too late for the last step to carry it
             os.kill(os.getpid(), self.caught)
-
-
-def in_words(seconds: float) -> str:
-    """Return a duration in its two largest units.
-
-    >>> in_words(75), in_words(8000), in_words(200000)
-    ('1 min 15 s', '2 h 13 min', '2 d 7 h')
-    """
-    seconds = round(seconds)
-    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
-    for (name, size), (lower, part) in zip(units, units[1:], strict=False):
-        if seconds >= size:
-            return f"{seconds // size} {name} {seconds % size // part} {lower}"
-    return f"{seconds} s"

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hiercls_jax.training import parallel
+from hiercls_jax.runtime import parallel
 
 
 @flax.struct.dataclass

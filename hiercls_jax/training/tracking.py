@@ -104,7 +104,7 @@ class _Board:
         self._file.write(event.SerializeToString())
 
 
-class Silent:
+class NullTracker:
     """The tracker of a process that neither writes nor talks."""
 
     def advance(self) -> None: ...
@@ -160,3 +160,17 @@ def _whole_lines(path: Path) -> list[tuple[str, dict]]:
                 break
             found.append((line, record))
     return found
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in its two largest units.
+
+    >>> format_duration(75), format_duration(8000), format_duration(200000)
+    ('1 min 15 s', '2 h 13 min', '2 d 7 h')
+    """
+    seconds = round(seconds)
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    for (name, size), (lower, part) in zip(units, units[1:], strict=False):
+        if seconds >= size:
+            return f"{seconds // size} {name} {seconds % size // part} {lower}"
+    return f"{seconds} s"

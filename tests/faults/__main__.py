@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hiercls_jax.environment import commit
+from hiercls_jax.runtime.environment import commit
 from tests.faults import MEMORY, faults, training
 
 OUTCOMES = ("survived", "clear error", "lost")

@@ -35,13 +35,17 @@ from absl.testing import flagsaver
 from hypothesis import strategies as st
 from PIL import Image
 
-from hiercls_jax import Hierarchy, experiment, hierarchy_sources, main, run
+from hiercls_jax import Hierarchy, experiment
+from hiercls_jax.commands import train
 from hiercls_jax.data import cifar100, folder, stream
 from hiercls_jax.errors import UserError, one_line
 from hiercls_jax.evaluation import predictions
-from hiercls_jax.evaluation.probabilities import LevelTables
-from hiercls_jax.evaluation.tables import open_table, read_labels
+from hiercls_jax.experiment import run
 from hiercls_jax.hierarchy import cifar100 as cifar100_hierarchy
+from hiercls_jax.hierarchy import sources as hierarchy_sources
+from hiercls_jax.models.variants import VARIANTS
+from hiercls_jax.tables import open_table, read_labels
+from hiercls_jax.tables.levels import LevelTables
 from hiercls_jax.training.optimizer import make_optimizer, make_schedule
 from tests.faults import MEMORY
 
@@ -159,7 +163,7 @@ ARGUMENTS = st.lists(
     max_size=3,
 ).map(",".join)  # fmt: skip
 COMMANDS = st.tuples(
-    st.sampled_from([*experiment.VARIANTS, "grid", "none"]),
+    st.sampled_from([*VARIANTS, "grid", "none"]),
     ARGUMENTS,
     st.lists(
         st.one_of(
@@ -197,7 +201,7 @@ def read_command(value, where: Path) -> None:
     ):  # fmt: skip
         flags.FLAGS.unparse_flags()
         try:
-            status = main.main(main.parse_flags(argv))
+            status = train.main(train.parse_flags(argv))
         except SystemExit as stop:
             status = stop.code
     if status == 0 or not err.getvalue():  # --help ends with 1 and prints to stdout

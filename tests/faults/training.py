@@ -21,9 +21,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import small
 from absl import app
-from small_run import main  # which knows the toy family
+from small_run import train  # which knows the toy family
 
-from hiercls_jax.evaluation import report
+from hiercls_jax.report import figures
 
 # What the command imports when it needs it.
 import hiercls_jax.data.folder  # noqa: F401, isort: skip
@@ -129,10 +129,10 @@ def _command(images: Path, fault: Callable, arguments: list[str]) -> None:
     os.environ |= {"XDG_CACHE_HOME": str(images / "cache"), "JAX_PLATFORMS": "cpu"}
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    report.draw = lambda workdir, *_: [(workdir / name).touch() for name in FIGURES]
+    figures.draw_run = lambda workdir, *_: [(workdir / name).touch() for name in FIGURES]
     fault()
     sys.argv = ["small_run.py", *arguments]
-    app.run(main.main, argv=sys.argv, flags_parser=main.parse_flags)
+    app.run(train.main, argv=sys.argv, flags_parser=train.parse_flags)
 
 
 def _forked(output: int, command: Callable) -> int:

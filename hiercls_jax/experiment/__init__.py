@@ -1,0 +1,47 @@
+"""Experiments: the config with every default, its validation, and what is built from it."""
+
+from hiercls_jax.experiment.build import (
+    Network,
+    architectures,
+    check_devices,
+    image_shape,
+    load_data,
+    load_hierarchy,
+    network_folder,
+    networks,
+)
+from hiercls_jax.experiment.config import (
+    PRESETS,
+    RECIPES,
+    ConfigError,
+    check,
+    compose,
+    config_value,
+    flatten,
+    identity,
+    parse_arguments,
+    unflatten,
+    variant,
+)
+
+__all__ = [
+    "ConfigError",
+    "Network",
+    "PRESETS",
+    "RECIPES",
+    "architectures",
+    "check",
+    "check_devices",
+    "compose",
+    "config_value",
+    "flatten",
+    "identity",
+    "image_shape",
+    "load_data",
+    "load_hierarchy",
+    "network_folder",
+    "networks",
+    "parse_arguments",
+    "unflatten",
+    "variant",
+]

@@ -1,0 +1,220 @@
+"""Hierarchies from what people have: parent lists, nested dicts, the is-a lines of WordNet.
+
+Each becomes (class, parent) pairs, from which `Hierarchy.from_pairs` builds the levels; a class
+is its name, so that no name may stand in two places of the tree. A two-column CSV file is read
+by `Hierarchy.from_csv`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from reprlib import repr as shortened
+
+from hiercls_jax.hierarchy import (
+    Hierarchy,
+    HierarchyError,
+    check_name,
+    check_names,
+    is_list,
+)
+
+
+def from_parent_lists(
+    names: Sequence[str],
+    parents: Sequence[str | int | None],
+    levels: Sequence[str] | None = None,
+    ragged: bool = False,
+) -> Hierarchy:
+    """Build a hierarchy from two lists side by side: every class, and the parent of every class.
+
+    Args:
+      names: the classes, in any order; each level keeps it.
+      parents: for each class its parent: an index into `names`, or a name; -1 or None for a
+        class of the first level. A parent that `names` lacks is a class of the first level too.
+      levels: names of the levels; `('coarse', 'fine')` for two, else `level1`, `level2`, ….
+      ragged: whether leaves may be at different depths.
+
+    Raises:
+      HierarchyError: for lists that are no such tree, naming the class.
+
+    >>> from_parent_lists(['cat', 'lynx', 'dog', 'pug'], [-1, 0, -1, 2]).names
+    (('cat', 'dog'), ('lynx', 'pug'))
+    >>> from_parent_lists(['lynx', 'pug'], ['cat', 'dog']).names
+    (('cat', 'dog'), ('lynx', 'pug'))
+    """
+    for what, value in (("names", names), ("parents", parents)):
+        if not is_list(value):
+            raise HierarchyError(f"{what}: expected a list, got {shortened(value)}")
+    if len(names) != len(parents):
+        raise HierarchyError(f"{len(names)} names but {len(parents)} parents")
+
+    def name_of(child, parent) -> str | None:
+        if isinstance(parent, bool) or not isinstance(parent, Integral):
+            return parent
+        if not -1 <= parent < len(names):
+            raise HierarchyError(
+                f"class {shortened(child)} has the parent {parent}; allowed are 0 to "
+                f"{len(names) - 1}, and -1 for a class of the first level"
+            )
+        return None if parent == -1 else names[parent]
+
+    pairs = [(child, name_of(child, parent)) for child, parent in zip(names, parents, strict=True)]
+    return Hierarchy.from_pairs(pairs, levels, ragged)
+
+
+def from_nested(tree, levels: Sequence[str] | None = None, ragged: bool = False) -> Hierarchy:
+    """Build a hierarchy from nested dicts, as JSON and YAML files hold them.
+
+    Args:
+      tree: a dict from the name of each class to the tree below it, or a list of the names of
+        leaves. A leaf among the keys of a dict has nothing below it: None, `{}` or `[]`.
+      levels: names of the levels; `('coarse', 'fine')` for two, else `level1`, `level2`, ….
+      ragged: whether leaves may be at different depths.
+
+    Raises:
+      HierarchyError: for values that are no such tree and a name that stands twice.
+
+    >>> from_nested({'cat': ['lynx', 'lion'], 'dog': {'pug': None}}).names
+    (('cat', 'dog'), ('lynx', 'lion', 'pug'))
+    """
+    parent_of: dict[str, str | None] = {}
+    subtrees = [(None, tree)]
+    for parent, subtree in subtrees:  # breadth first: the list grows while it is read
+        where = "the tree" if parent is None else f"below '{parent}'"
+        if isinstance(subtree, Mapping):
+            children = list(subtree.items())
+        elif is_list(subtree):
+            children = [(name, None) for name in subtree]
+        elif subtree is None:
+            children = []
+        else:
+            raise HierarchyError(
+                f"{where}: expected a dict or a list of names, got {shortened(subtree)}"
+            )
+        for name, _ in children:
+            check_name(where, name)
+            if name in parent_of:
+                places = " and ".join(
+                    "at the top" if place is None else f"below '{place}'"
+                    for place in (parent_of[name], parent)
+                )
+                raise HierarchyError(f"class '{name}' stands {places}; it has exactly one place")
+            parent_of[name] = parent
+        subtrees += children
+    return Hierarchy.from_pairs(parent_of.items(), levels, ragged)
+
+
+def from_wordnet(
+    lines: Iterable[str],
+    leaves: Sequence[str],
+    names: Mapping[str, str] | None = None,
+    levels: Sequence[str] | None = None,
+) -> Hierarchy:
+    """Build the hierarchy, ragged as a rule, that WordNet's is-a relation makes of some classes.
+
+    Of all synsets only the leaves and those above them count. One with a single child says
+    nothing that its child does not: the two become one, and keep the lower name, so that every
+    leaf keeps its own. A single class at the top is left out, being the class of every sample.
+
+    Args:
+      lines: `parent child`, separated by white space: the order of the columns in ImageNet's
+        `wordnet.is_a.txt`. Empty lines, and those that begin with `#`, do not count.
+      leaves: the classes to be told apart, as the lines name them. Each level has its classes in
+        the order of the first leaf below them.
+      names: for some or all classes of the lines (such as `n02129165`) the name to be given to
+        them (`lion`).
+      levels: names of the levels; `('coarse', 'fine')` for two, else `level1`, `level2`, ….
+
+    Raises:
+      HierarchyError: for a leaf in no line, or above another leaf, and for every synset with two
+        parents (WordNet has them), with the lines that give them.
+
+    >>> lines = ['cat lion', 'cat lynx', 'mammal cat', 'mammal dog', 'dog wolf', 'dog fox']
+    >>> from_wordnet(lines, ['lion', 'wolf', 'lynx']).names
+    (('cat', 'wolf'), ('lion', 'lynx'))
+    """
+    if not is_list(leaves):
+        raise HierarchyError(f"the leaves: expected a list of names, got {shortened(leaves)}")
+    if names is not None and not isinstance(names, Mapping):
+        raise HierarchyError(f"names: expected a dict, got {shortened(names)}")
+    leaves = tuple(leaves)
+    check_names("the leaves", leaves)
+    parent_of = _contract(_restrict(_read_is_a(lines), leaves))
+    tree = Hierarchy.from_pairs(parent_of.items(), levels, ragged=True)
+    if not names:
+        return tree
+    renamed = [[names.get(name, name) for name in level] for level in tree.names]
+    return Hierarchy(tree.levels, renamed, tree.parents, tree.ragged)
+
+
+def _read_is_a(lines) -> dict[str, dict[str, int]]:
+    """Return for each class its parents, each with the number of its line."""
+    if isinstance(lines, str):
+        lines = lines.splitlines()
+    if not isinstance(lines, Iterable):
+        raise HierarchyError(f"expected lines of text, got {shortened(lines)}")
+    parents_of: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.split() if isinstance(line, str) else [line]
+        if not words or isinstance(line, str) and words[0].startswith("#"):
+            continue
+        if len(words) != 2:
+            raise HierarchyError(
+                f"line {number}: expected two columns (parent, child), got {shortened(line)}"
+            )
+        parent, child = words
+        parents_of.setdefault(parent, {})
+        parents_of.setdefault(child, {})[parent] = number
+    return parents_of
+
+
+def _restrict(
+    parents_of: dict[str, dict[str, int]], leaves: Sequence[str]
+) -> dict[str, str | None]:
+    """Return the parent of each leaf and of each class above one."""
+    parent_of: dict[str, str | None] = {}
+    for leaf in leaves:
+        if leaf not in parents_of:
+            raise HierarchyError(f"leaf '{leaf}' is in none of the lines")
+        chain, node = set(), leaf
+        while node is not None and node not in parent_of:
+            chain.add(node)
+            parent_of[node] = next(iter(parents_of[node]), None)
+            node = parent_of[node]
+        if node in chain:
+            raise HierarchyError(f"'{node}' is its own ancestor")
+    twice = {node: parents_of[node] for node in parent_of if len(parents_of[node]) > 1}
+    if twice:
+        listed = "; ".join(
+            f"'{node}' under "
+            + " and ".join(f"'{parent}' (line {number})" for parent, number in parents.items())
+            for node, parents in twice.items()
+        )
+        raise HierarchyError(
+            f"a class has exactly one parent: delete all but one of the lines of {listed}"
+        )
+    inner = {parent: node for node, parent in parent_of.items()}
+    for leaf in leaves:
+        if leaf in inner:
+            raise HierarchyError(
+                f"'{leaf}' is a leaf, but '{inner[leaf]}' is below it; leave it out of the leaves, "
+                f"or add a line '{leaf} NAME' and have NAME as the leaf"
+            )
+    return parent_of
+
+
+def _contract(parent_of: dict[str, str | None]) -> dict[str, str | None]:
+    """Leave out the classes with a single child, and a single class above all others."""
+    num_children = Counter(parent_of.values())
+    left_out = {node for node in parent_of if num_children[node] == 1}
+    kept = {}
+    for node, parent in parent_of.items():
+        if node not in left_out:
+            while parent in left_out:  # in all, once for each class left out: it has one child
+                parent = parent_of[parent]
+            kept[node] = parent
+    tops = [node for node, parent in kept.items() if parent is None]
+    if len(tops) == 1 and len(kept) > 1:
+        del kept[tops[0]]
+        kept = {node: None if parent == tops[0] else parent for node, parent in kept.items()}
+    return kept

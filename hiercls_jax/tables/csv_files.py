@@ -1,0 +1,106 @@
+"""CSV, UTF-8 and with commas. Blank lines are skipped.
+
+The first line is a header where it holds the names of the classes, or anything not a number.
+"""
+
+import contextlib
+import csv
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hiercls_jax.tables.table import TableError, check_shape, column_order
+
+
+def open_numbers(name: str, classes: Sequence[str], scratch) -> tuple[int, Callable]:
+    """Return the number of rows, and the function that reads them."""
+    with _open(name) as lines:
+        first = _cells(next(lines, ""))
+        rows = bool(first) + sum(1 for _ in lines)
+    header = set(first) == set(classes) or not all(map(_is_number, first))
+    rows -= header
+    order = column_order(name, first, classes) if header else list(range(len(classes)))
+    check_shape(name, rows, len(first), classes)
+
+    def read(size: int) -> Iterator[np.ndarray]:
+        with _open(name) as lines:
+            if header:
+                next(lines)
+            for start in range(0, rows, size):
+                yield _parse(name, list(itertools.islice(lines, size)), len(order), start)[:, order]
+
+    return rows, read
+
+
+def read_column(name: str, classes: Sequence[str], rows) -> np.ndarray | list[str]:
+    """Return integers or names `[N]`; names where every cell is the name of a class."""
+    with _open(name) as lines:
+        table = [_cells(line) for line in lines]
+    known, is_header = set(classes), 0
+    if table and not any(cell in known or _is_integer(cell) for cell in table[0]):
+        is_header = 1
+    for row, cells in enumerate(table[is_header:]):
+        if len(cells) != 1:
+            raise TableError(f"{name}, row {row} (from 0): {len(cells)} cells, allowed is one")
+    values = [cell for (cell,) in table[is_header:]]
+    if all(map(_is_integer, values)) and not known.issuperset(values):
+        return np.array([int(value) for value in values], np.int64)
+    return values
+
+
+@contextlib.contextmanager
+def write_rows(path: Path, columns: Sequence[str], rows: int, dtype: np.dtype):
+    """Yield a function that writes the next rows `[n, K]`."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        if dtype.kind == "U":
+            yield lambda chunk: writer.writerows(chunk.tolist())
+        else:  # nine digits give the same float32 back
+            yield lambda chunk: np.savetxt(file, chunk, "%.9g", ",")
+
+
+@contextlib.contextmanager
+def _open(name: str):
+    """Open a text file as an iterator over those of its lines that are not blank."""
+    with open(name, encoding="utf-8-sig", newline="") as file:
+        yield (line for line in file if not line.isspace())
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line], strict=True), [])]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_integer(cell: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+", cell) is not None
+
+
+def _parse(name: str, lines: list[str], width: int, start: int) -> np.ndarray:
+    """Return lines of numbers as `[len(lines), width]`; `start` is the row of the first."""
+    try:
+        chunk = np.loadtxt(lines, np.float32, comments=None, delimiter=",", quotechar='"', ndmin=2)
+        if chunk.shape == (len(lines), width):
+            return chunk
+    except ValueError:  # its message counts rows from the first of these lines
+        pass
+    for row, line in enumerate(lines, start):
+        cells = _cells(line)
+        if len(cells) != width:
+            raise TableError(f"{name}, row {row} (from 0): {len(cells)} cells, allowed is {width}")
+        for column, cell in enumerate(cells):
+            if not _is_number(cell):
+                raise TableError(
+                    f"{name}, row {row} (from 0): '{cell}' in column {column}, allowed are numbers"
+                )
+    raise TableError(f"{name}: rows {start} to {start + len(lines) - 1} cannot be read as numbers")

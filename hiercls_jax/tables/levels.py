@@ -1,0 +1,103 @@
+"""The probabilities of every level of a hierarchy, read from tables and checked chunk by chunk."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from hiercls_jax.adaptation.tree import SUM_TOLERANCE
+from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.tables import Table, TableError
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelTables:
+    """One table per level, a row for each sample in all of them.
+
+    Args:
+      hierarchy: L levels of N_l classes.
+      tables: L tables of N_l columns, coarsest level first, of probabilities: not negative, each
+        row summing to 1 within `SUM_TOLERANCE`; in a ragged hierarchy together with the leaves of
+        the levels above it.
+      logits: the tables hold logits instead, and each level's softmax is taken.
+      renormalize: rows of any sum are allowed, and divided by it.
+
+    In a ragged hierarchy, a softmax and a renormalized row are probabilities given that the sample
+    is of that level, not of a leaf above: they get the mass that those leaves leave over.
+
+    Raises:
+      TableError: where tables have different numbers of rows.
+    """
+
+    hierarchy: Hierarchy
+    tables: Sequence[Table]
+    logits: bool = False
+    renormalize: bool = False
+
+    def __post_init__(self):
+        first = self.tables[0]
+        for table in self.tables[1:]:
+            if table.rows != first.rows:
+                raise TableError(
+                    f"{table.name} has {table.rows} rows but {first.name} has {first.rows}; "
+                    "allowed is one row for each sample in every table"
+                )
+
+    @property
+    def rows(self) -> int:
+        """Number of samples N."""
+        return self.tables[0].rows
+
+    def chunks(self, size: int) -> Iterator[list[np.ndarray]]:
+        """Read marginals from the start: L arrays float32 `[n, N_l]`, n = `size` but in the last.
+
+        Raises:
+          TableError: for a value or a sum that is not allowed, with its file and row.
+        """
+        start = 0
+        for chunks in zip(*(table.chunks(size) for table in self.tables), strict=True):
+            room, levels = np.ones(len(chunks[0])), []
+            for level, values in enumerate(chunks):
+                levels.append(self._probabilities(level, start, values, room))
+                leaf = self.hierarchy.is_leaf(level)
+                if leaf.any():
+                    room = levels[-1].sum(axis=1, dtype=np.float64, where=~leaf)
+            yield levels
+            start += len(room)
+
+    def _probabilities(self, level: int, start: int, values, room) -> np.ndarray:
+        """Return a level's rows, the first of them `start`, as probabilities that sum to `room`."""
+        self._check_values(level, start, values)
+        if self.logits:
+            values = np.exp(values - values.max(axis=1, keepdims=True))
+        total = values.sum(axis=1, dtype=np.float64)
+        scaled = self.logits or self.renormalize
+        bad = (total == 0) & (room > 0) if scaled else abs(total - room) > SUM_TOLERANCE
+        if bad.any():
+            row = int(bad.argmax())
+            above = "" if room[row] == 1 else ", what the leaves above leave over"
+            remedy = "" if scaled else "; --renormalize divides each row by its sum"
+            raise TableError(
+                f"{self._where(level, start + row)}: sums to {total[row]:.6g}, allowed is "
+                f"{room[row]:.6g} within {SUM_TOLERANCE:g}{above}{remedy}"
+            )
+        if scaled:
+            np.divide(values, np.where(total == 0, 1, total)[:, None], out=values)
+            np.multiply(values, room[:, None], out=values)
+        return values
+
+    def _check_values(self, level: int, start: int, values) -> None:
+        low, what = (-np.inf, "numbers or -inf") if self.logits else (0, "numbers from 0 to 1")
+        allowed = (values >= low) & (values < np.inf)  # NaN is neither
+        if not allowed.all():
+            row, column = np.argwhere(~allowed)[0]
+            raise TableError(
+                f"{self._where(level, start + row)}: {values[row, column]:g} for class "
+                f"'{self.hierarchy.names[level][column]}', allowed are {what}"
+            )
+        if self.logits and np.isneginf(top := values.max(axis=1)).any():
+            row = int(top.argmin())
+            raise TableError(f"{self._where(level, start + row)}: -inf for every class")
+
+    def _where(self, level: int, row: int) -> str:
+        return f"{self.tables[level].name}, row {row} (from 0)"
