@@ -4,6 +4,7 @@ import signal
 import sys
 
 from hiercls_jax.commands.command_line import reader_gone
+from hiercls_jax.runtime import signals
 
 COMMANDS = """\
 hiercls_jax: hierarchical image classification with merged networks and test-time adaptation
@@ -39,14 +40,14 @@ def main(argv: list[str]) -> int:
 
         return grid.main(argv[1:])
     if argv[1:2] in (["compare"], ["adapt"], ["predict"], ["export"]):
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that cleans up
-        if argv[1] == "compare":
-            from hiercls_jax.commands import compare as command
-        elif argv[1] == "adapt":
-            from hiercls_jax.commands import adapt as command
-        else:
-            from hiercls_jax.commands import predict as command
-        return command.main(argv[1:])
+        with signals.handled_by(signals.exit_cleanly, [signal.SIGTERM]):
+            if argv[1] == "compare":
+                from hiercls_jax.commands import compare as command
+            elif argv[1] == "adapt":
+                from hiercls_jax.commands import adapt as command
+            else:
+                from hiercls_jax.commands import predict as command
+            return command.main(argv[1:])
     if argv[1:] in ([], ["--help"]):
         print(COMMANDS)
         return 0

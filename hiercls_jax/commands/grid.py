@@ -39,7 +39,7 @@ from hiercls_jax.errors import UserError, one_line
 from hiercls_jax.experiment import run
 from hiercls_jax.models.costs import summarise
 from hiercls_jax.models.variants import VARIANTS
-from hiercls_jax.runtime import huge_pages, parallel
+from hiercls_jax.runtime import huge_pages, parallel, signals
 from hiercls_jax.training.tracking import format_duration
 
 BOTH = ("resnet164", "densenet100")  # the paper's two networks
@@ -152,7 +152,8 @@ def main(argv: Sequence[str]) -> int:
         if dry_run.value:
             print("\n".join(map(_describe, runs)))
             return 0
-        with _alone_in(Path(config.value.folder)) as lock, _signals() as caught:
+        caught: list[int] = []
+        with _alone_in(Path(config.value.folder)) as lock, signals.handled_by(caught.append):
             return _carry_out(runs, slots, lock, caught)
     except BrokenPipeError:  # no error: `__main__` ends quietly
         raise
@@ -470,16 +471,3 @@ def _alone_in(folder: Path) -> Iterator[int]:
                 "choose another --config.folder"
             ) from None
         yield file.fileno()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Yield a list to which SIGTERM and SIGINT are appended as they come."""
-    caught = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda n, _: caught.append(n)) for number in numbers]
-    try:
-        yield caught
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

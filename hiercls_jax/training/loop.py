@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import os
 import signal
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from jax import lax
 from hiercls_jax.data.dataset import Samples
 from hiercls_jax.errors import UserError
 from hiercls_jax.runtime import parallel
+from hiercls_jax.runtime.signals import StopRequest, exit_status
 from hiercls_jax.training import checkpoint
 from hiercls_jax.training.feed import (
     Order,
@@ -41,7 +41,7 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int, step: int):
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; saved")
-        self.status = 128 + signum
+        self.status = exit_status(signum)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +124,10 @@ def train(
     if meta["step"]:
         tracker.say(f"{name}: resuming after step {meta['step']} of {total}")
     try:
-        with _Signals() as signals:
+        with StopRequest() as stop:
             run = _Run(name, task, state, meta, train_split, validation, schedule, folder, tracker)
             with contextlib.closing(run.batches):
-                return run.to(total, signals)
+                return run.to(total, stop)
     finally:
         tracker.close()
 
@@ -186,11 +186,11 @@ class _Run:
         self.booked = []  # times of this process's first steps, for the estimate
         self.line_start = None  # (time, step) that images per second are counted from
 
-    def to(self, total: int, signals: "_Signals") -> tuple[State, dict]:
+    def to(self, total: int, stop: StopRequest) -> tuple[State, dict]:
         per_epoch = self.schedule.steps_per_epoch(self.images)
         while self.step < total:
             batch = next(self.batches)
-            batch["request"] = parallel.everywhere(self._request(signals))
+            batch["request"] = parallel.everywhere(self._request(stop))
             self.state, metrics = self.take(self.state, batch)
             self.step += 1
             self.in_flight.append((self.step, metrics))
@@ -202,13 +202,13 @@ class _Run:
             if ended or self.requested:
                 self._save(total, per_epoch)
             self._stop_if(self.requested)
-        self._stop_if(parallel.largest(signals.caught))
+        self._stop_if(parallel.largest(stop.signum))
         return self._host_state(), self.meta
 
-    def _request(self, signals: "_Signals") -> int:
+    def _request(self, stop: StopRequest) -> int:
         """Return the signal that asks this process to stop, or SAVE if it is time, or 0."""
         due = time.monotonic() - self.saved > 60 * self.schedule.save_minutes
-        return signals.caught or (SAVE if due else 0)
+        return stop.signum or (SAVE if due else 0)
 
     def _stop_if(self, request: int) -> None:
         if request > SAVE:
@@ -324,29 +324,3 @@ class SplitPredictor:
         for level, p in result.items():
             assert len(p) == len(split), f"{level}: predicted {len(p)} of {len(split)} images"
         return result
-
-
-class _Signals:
-    """Remembers SIGTERM or SIGINT until the step in hand is finished; a second one kills."""
-
-    def __enter__(self):
-        self.caught, self._when = 0, 0.0
-        self._before = {}
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[signum] = signal.signal(signum, self._catch)
-            except ValueError:  # not in the main thread: then whoever is there handles signals
-                break
-        return self
-
-    def _catch(self, signum, _):
-        # A terminal signals a whole group, and a launcher may pass the same signal on.
-        if self.caught and time.monotonic() - self._when > 1:
-            os._exit(128 + signum)
-        self.caught, self._when = signum, time.monotonic()
-
-    def __exit__(self, error, *_):
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        if self.caught and error is None:  # it came too late for the last step to carry it
-            os.kill(os.getpid(), self.caught)
