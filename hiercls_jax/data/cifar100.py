@@ -21,8 +21,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from hiercls_jax.data import tfds_source
-from hiercls_jax.data.dataset import DataError, Split
-from hiercls_jax.hierarchy import cifar100
+from hiercls_jax.data.dataset import DataError, Request, Split
+from hiercls_jax.data.stream import Once
+from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.hierarchy import cifar100 as hierarchy
 
 COUNTS = {"train": 50_000, "test": 10_000}
 _PREFIX = "cifar-100-binary"
@@ -33,6 +35,11 @@ _TIMEOUT = 30  # seconds without a byte from the server
 _BLOCK = 1 << 18  # bytes
 
 
+def load_splits(request: Request, hierarchy: Hierarchy, once: Once) -> dict[str, Split]:
+    """Return the splits of `load`; see `sources.SourceModule`."""
+    return load(request.dir)
+
+
 def load(data_dir=None) -> dict[str, Split]:
     """Read CIFAR-100, downloading and preparing it first where TFDS has no prepared copy.
 
@@ -41,14 +48,14 @@ def load(data_dir=None) -> dict[str, Split]:
 
     Returns:
       `{'train': Split, 'test': Split}` of 50,000 and 10,000 images uint8 `[N, 32, 32, 3]`, with
-      fine labels int32 `[N]` in the order of `hierarchy.cifar100()`.
+      fine labels int32 `[N]` in the order of `hierarchy()`.
 
     Raises:
       DataError: for anything that stops it, with what to do.
     """
     if tfds_source.find("cifar100", data_dir) is None:
         prepare(data_dir)
-    return tfds_source.read("cifar100", data_dir, "label", cifar100())
+    return tfds_source.read("cifar100", data_dir, "label", hierarchy())
 
 
 def prepare(
@@ -198,7 +205,7 @@ def _read_archive(archive: Path, counts: dict[str, int]) -> dict[str, bytes]:
                 f"{archive}: {name} has {len(contents[name])} bytes instead of {size} "
                 f"({size // _RECORD} records of {_RECORD}); delete the archive"
             )
-    coarse, fine = cifar100().names
+    coarse, fine = hierarchy().names
     for name, expected in (("coarse_label_names.txt", coarse), ("fine_label_names.txt", fine)):
         if tuple(contents[name].decode("utf-8", "replace").split()) != expected:
             raise DataError(f"{archive}: {name} has not CIFAR-100's classes; delete the archive")
@@ -206,7 +213,7 @@ def _read_archive(archive: Path, counts: dict[str, int]) -> dict[str, bytes]:
         labels = _records(contents[name])[:, :2]
         wrong = np.flatnonzero(~np.isin(labels[:, 1], np.arange(len(fine))))
         if not wrong.size:
-            wrong = np.flatnonzero(cifar100().fine_to_coarse[labels[:, 1]] != labels[:, 0])
+            wrong = np.flatnonzero(hierarchy().fine_to_coarse[labels[:, 1]] != labels[:, 0])
         if wrong.size:
             raise DataError(
                 f"{archive}: record {wrong[0]} of {name} has the coarse label "

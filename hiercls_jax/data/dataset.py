@@ -23,22 +23,48 @@ class DataError(UserError):
     """Images or labels that cannot be used, with the file or class at fault in its message."""
 
 
-class Samples(Protocol):
-    """Images and labels of a split: `Split` holds all of them, `stream.Stream` none.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a config says of its data set: its fields `data.…`, and `run.streaming`.
 
-    Attributes:
-      in_memory: whether there are `images` uint8 `[N, H, W, 3]` beside the labels.
-      labels: int32 `[N]` of the last level.
-      image_shape: (H, W, 3) of every image.
-      files: str `[N]`, each image's file in the image folder; None where images are no files.
+    Args:
+      dataset: such as `cifar100` or `tfds:mnist`.
+      dir: the folder that holds the data; None for the source's own default.
+      hierarchy: a file; None for the data set's own hierarchy.
+      label_key: the feature of a TFDS set with the labels of the last level.
+      image_size: pixels that images are resized to; None keeps their size.
+      streaming: whether images are read when they are needed, instead of held in memory.
     """
 
-    in_memory: ClassVar[bool]
-    labels: np.ndarray
-    files: np.ndarray | None
+    dataset: str
+    dir: str | None = None
+    hierarchy: str | None = None
+    label_key: str = "label"
+    image_size: int | None = None
+    streaming: bool = False
 
     @property
-    def image_shape(self) -> tuple[int, int, int]: ...
+    def name(self) -> str:
+        """Return the name after the colon, such as `mnist` of `tfds:mnist`."""
+        return self.dataset.partition(":")[2]
+
+
+class Samples(Protocol):
+    """Images and labels of a split: a `Split` holds the images in memory, a `Stream` reads them."""
+
+    in_memory: ClassVar[bool]  # whether there are `images` uint8 `[N, H, W, 3]` beside the labels
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the labels of the last level, int32 `[N]`."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return the (H, W, 3) of every image."""
+
+    @property
+    def files(self) -> np.ndarray | None:
+        """Return each image's file in the image folder, str `[N]`; None without a folder."""
 
     def __len__(self) -> int: ...
 

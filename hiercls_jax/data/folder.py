@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from hiercls_jax.data.dataset import DataError, Split, cached
+from hiercls_jax.data.dataset import DataError, Request, Samples, Split, cached
 from hiercls_jax.data.stream import (
     Once,
     Stream,
@@ -28,6 +28,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")
 # Part of the cache's fingerprint: to be raised where the same files give other arrays.
 _READER = 1
+
+
+def load_splits(request: Request, hierarchy: Hierarchy, once: Once) -> Mapping[str, Samples]:
+    """Return the splits of `read` or `stream`; see `sources.SourceModule`."""
+    if request.streaming:
+        return stream(request.dir, hierarchy, request.image_size, once)
+    return read(request.dir, hierarchy, request.image_size)
 
 
 def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:

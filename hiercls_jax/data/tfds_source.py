@@ -4,13 +4,14 @@ import functools
 import io
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from hiercls_jax.data.dataset import DataError, Split, cached
+from hiercls_jax.data.dataset import DataError, Request, Samples, Split, cached
 from hiercls_jax.data.folder import (
     check_image_size,
     quiet_pillow,
@@ -31,6 +32,12 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # what TFDS's image feature stores
 _CHUNK = 2000  # encoded images held in memory at once
 # Part of the cache's fingerprint: to be raised where the same files give other arrays.
 _READER = 1
+
+
+def load_splits(request: Request, hierarchy: Hierarchy, once: Once) -> Mapping[str, Samples]:
+    """Return the splits of `read` or `stream`; see `sources.SourceModule`."""
+    what = (request.name, request.dir, request.label_key, hierarchy, request.image_size)
+    return stream(*what, once) if request.streaming else read(*what)
 
 
 def read(

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from hiercls_jax.data import embedded
+from hiercls_jax.data import sources
 from hiercls_jax.data.dataset import Dataset, hold_out
-from hiercls_jax.experiment.config import ConfigError, _family
-from hiercls_jax.hierarchy import Hierarchy, cifar100
+from hiercls_jax.experiment.config import ConfigError, _family, data_request
+from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.models.branched import Branched
 from hiercls_jax.models.variants import VARIANTS
 from hiercls_jax.runtime import parallel
@@ -21,40 +21,16 @@ from hiercls_jax.training.step import Task
 
 def load_data(config: ConfigDict) -> Dataset:
     """Read the images that a config asks for, and hold out validation."""
-    data = config.data
-    kind, _, name = data.dataset.partition(":")
-    hierarchy = load_hierarchy(config)
-    # Each source imports what only it needs: TFDS alone takes seconds.
-    if kind == "embedded":
-        splits, classes = embedded.load(), embedded.hierarchy().sizes[-1]
-    elif kind == "folder":
-        from hiercls_jax.data import folder
-
-        if config.run.streaming:
-            splits = folder.stream(data.dir, hierarchy, data.image_size, parallel.on_primary)
-        else:
-            splits = folder.read(data.dir, hierarchy, data.image_size)
-        classes = hierarchy.sizes[-1]
-    elif kind == "cifar100":
-        from hiercls_jax.data import cifar100 as source
-
-        splits, classes = source.load(data.dir), 100
-    else:
-        from hiercls_jax.data import tfds_source
-
-        where = (name, data.dir, data.label_key, hierarchy, data.image_size)
-        if config.run.streaming:
-            splits = tfds_source.stream(*where, parallel.on_primary)
-        else:
-            splits = tfds_source.read(*where)
-        classes = hierarchy.sizes[-1]
+    data, hierarchy = config.data, load_hierarchy(config)
     if hierarchy.num_levels < 2:
         raise ConfigError("a hierarchy of one level has nothing to merge or adapt; it needs two")
-    if hierarchy.sizes[-1] != classes:
+    own = sources.own_hierarchy(data.dataset)
+    if own is not None and hierarchy.sizes[-1] != own.sizes[-1]:
         raise ConfigError(
             f"{data.hierarchy} has {hierarchy.sizes[-1]} classes at its last level; "
-            f"{data.dataset} has {classes}"
+            f"{data.dataset} has {own.sizes[-1]}"
         )
+    splits = sources.load_splits(data_request(config), hierarchy, parallel.on_primary)
     train, validation = splits["train"], None
     if not data.final:
         train, validation = hold_out(train, data.validation, data.validation_seed)
@@ -155,12 +131,15 @@ def load_hierarchy(config: ConfigDict) -> Hierarchy:
                 "for every image at every level: give such a leaf an only child at each level below"
             )
         return hierarchy
-    return embedded.hierarchy() if config.data.dataset == "embedded" else cifar100()
+    own = sources.own_hierarchy(config.data.dataset)
+    if own is None:
+        raise ConfigError(f"data.dataset={config.data.dataset} needs --config.data.hierarchy")
+    return own
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """Return the (H, W, 3) that a config's images have: 32 pixels where it does not say."""
-    size = config.data.image_size or 32
+    """Return the (H, W, 3) of a config's images: of 32 pixels if neither it nor its source says."""
+    size = config.data.image_size or sources.find(config.data.dataset).image_size or 32
     return (size, size, 3)
 
 

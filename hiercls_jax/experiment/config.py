@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict, config_dict
 
+from hiercls_jax.data import sources
+from hiercls_jax.data.dataset import Request
 from hiercls_jax.errors import UserError
 from hiercls_jax.models import registry
 from hiercls_jax.models.variants import VARIANTS
@@ -204,33 +206,7 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(f"variant '{config.variant}' is not one of {', '.join(VARIANTS)}")
     if config.dtype not in DTYPES:
         raise ConfigError(f"dtype '{config.dtype}' is not one of {', '.join(DTYPES)}")
-    kind, _, name = config.data.dataset.partition(":")
-    if not (name if kind == "tfds" else config.data.dataset in ("embedded", "cifar100", "folder")):
-        raise ConfigError(
-            f"data.dataset '{config.data.dataset}' is not one of embedded, cifar100, folder, "
-            "tfds:NAME"
-        )
-    if kind in ("folder", "tfds") and not config.data.hierarchy:
-        raise ConfigError(
-            f"data.dataset={config.data.dataset} needs a hierarchy: a JSON file, or a CSV of "
-            "(class, parent) rows, in --config.data.hierarchy"
-        )
-    if kind == "folder" and not (config.data.dir and config.data.image_size):
-        raise ConfigError(
-            "data.dataset=folder needs --config.data.dir (the folder with train/ and test/) and "
-            "--config.data.image_size (pixels that images are resized to, such as 32)"
-        )
-    if config.run.streaming and kind not in ("folder", "tfds"):
-        raise ConfigError(
-            "run.streaming is for data.dataset=folder and tfds:NAME, which may be too large to "
-            f"hold; {config.data.dataset} is not"
-        )
-    if kind in ("embedded", "cifar100") and config.data.image_size not in (None, 32):
-        raise ConfigError(
-            f"{kind} is 32x32; data.image_size={config.data.image_size} is for others"
-        )
-    if kind == "embedded" and config.data.dir:
-        raise ConfigError("the embedded data set is made, not read: it has no data.dir")
+    sources.check(data_request(config))
     for field in (
         "train.epochs", "train.batch", "run.log_every", "run.cpu_devices", "data.image_size",
     ):  # fmt: skip
@@ -265,6 +241,19 @@ def check(config: ConfigDict) -> None:
         value = optimizer.get(field)
         if field in optimizer and not is_allowed(value):
             raise ConfigError(f"optimizer.{field} is {allowed.format(value)}")
+
+
+def data_request(config: ConfigDict) -> Request:
+    """Return what a config says of its data set."""
+    data = config.data
+    return Request(
+        dataset=data.dataset,
+        dir=data.dir,
+        hierarchy=data.hierarchy,
+        label_key=data.label_key,
+        image_size=data.image_size,
+        streaming=config.run.streaming,
+    )
 
 
 def config_value(config: ConfigDict, field: str) -> Any:
