@@ -12,7 +12,6 @@ from hiercls_jax.experiment.build import (
 )
 from hiercls_jax.experiment.config import (
     PRESETS,
-    RECIPES,
     ConfigError,
     check,
     compose,
@@ -28,7 +27,6 @@ __all__ = [
     "ConfigError",
     "Network",
     "PRESETS",
-    "RECIPES",
     "architectures",
     "check",
     "check_devices",

@@ -19,42 +19,6 @@ from hiercls_jax.errors import UserError
 from hiercls_jax.models import registry
 from hiercls_jax.models.variants import VARIANTS
 
-# The recipes of the papers that the two networks come from, as the field gives them.
-RECIPES = {
-    # He et al. 2016: 64k steps of 128 from 50,000 images are 164 epochs; ÷10 at 32k and 48k.
-    "resnet": {
-        "epochs": 164,
-        "batch": 128,
-        "optimizer": {
-            "schedule": "step",
-            "learning_rate": 0.1,
-            "decay_at": (0.5, 0.75),  # fractions of the run
-            "decay_factor": 0.1,
-            "warmup_steps": 400,
-            "warmup_learning_rate": 0.01,
-            "momentum": 0.9,
-            "nesterov": False,
-            "weight_decay": 1e-4,  # L2 in the gradient, on all parameters
-        },
-    },
-    # Huang et al. 2017.
-    "densenet": {
-        "epochs": 300,
-        "batch": 64,
-        "optimizer": {
-            "schedule": "step",
-            "learning_rate": 0.1,
-            "decay_at": (0.5, 0.75),
-            "decay_factor": 0.1,
-            "warmup_steps": 0,
-            "warmup_learning_rate": 0.0,
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 1e-4,
-        },
-    },
-}
-
 # One learning-rate cycle reaches most in few epochs (Smith and Topin, 2019).
 _ONE_CYCLE = {
     "schedule": "onecycle",
@@ -133,7 +97,7 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
         model |= preset["model"]
     elif preset:
         model |= {k: v for k, v in preset["model"].items() if k in model}
-    recipe = RECIPES.get(re.match("[a-z]+", arch)[0], RECIPES["resnet"]) | preset
+    recipe = {**registry.recipe(arch), **preset}
     label = "-".join([name, *re.findall(r"[\w.]+", (arguments or "").replace("=", "-"))])
 
     config = ConfigDict()
