@@ -31,7 +31,7 @@ def load_data(config: ConfigDict) -> Dataset:
         from hiercls_jax.data import folder
 
         if config.run.streaming:
-            splits = folder.stream(data.dir, hierarchy, data.image_size, parallel.on_primary)
+            splits = folder.stream(data.dir, hierarchy, data.image_size, parallel.broadcast_bytes)
         else:
             splits = folder.read(data.dir, hierarchy, data.image_size)
         classes = hierarchy.sizes[-1]
@@ -44,7 +44,7 @@ def load_data(config: ConfigDict) -> Dataset:
 
         where = (name, data.dir, data.label_key, hierarchy, data.image_size)
         if config.run.streaming:
-            splits = tfds_source.stream(*where, parallel.on_primary)
+            splits = tfds_source.stream(*where, parallel.broadcast_bytes)
         else:
             splits = tfds_source.read(*where)
         classes = hierarchy.sizes[-1]

@@ -61,14 +61,14 @@ def run(
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if cluster is not None:
         parallel.join(cluster)
-    if parallel.on_primary(lambda: _finished(workdir, config, train)):
+    if parallel.broadcast_bytes(lambda: _finished(workdir, config, train)):
         return
     experiment.check_devices(config, parallel.device_count())
     data = experiment.load_data(config)
     if parallel.is_primary():
         print(_start_line(config, data), flush=True)
     networks = experiment.networks(config, data, parallel.AXIS)
-    parallel.on_primary(lambda: claim_workdir(workdir, config) or b"")
+    parallel.on_primary(lambda: claim_workdir(workdir, config))
     states, metas, began = {}, [], time.monotonic()
     for network in networks:
         states[network.name], meta = _trained(network, data, train)

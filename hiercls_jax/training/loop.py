@@ -138,7 +138,7 @@ def newest(folder: Path, template: State, otherwise=None) -> tuple[State, dict] 
     Process 0 reads it, and every process gets what process 0 has: only there is the folder, and
     initial values may differ in a bit between processors of different kinds.
     """
-    found = parallel.on_primary(
+    found = parallel.broadcast_bytes(
         lambda: checkpoint.pack(checkpoint.restore(folder / "checkpoints", template) or otherwise)
     )
     return checkpoint.unpack(found, template)
@@ -190,7 +190,7 @@ class _Run:
         per_epoch = self.schedule.steps_per_epoch(self.images)
         while self.step < total:
             batch = next(self.batches)
-            batch["request"] = parallel.everywhere(self._request(stop))
+            batch["request"] = parallel.per_device(self._request(stop))
             self.state, metrics = self.take(self.state, batch)
             self.step += 1
             self.in_flight.append((self.step, metrics))
@@ -202,7 +202,7 @@ class _Run:
             if ended or self.requested:
                 self._save(total, per_epoch)
             self._stop_if(self.requested)
-        self._stop_if(parallel.largest(stop.signum))
+        self._stop_if(parallel.max_over_processes(stop.signum))
         return self._host_state(), self.meta
 
     def _request(self, stop: StopRequest) -> int:
@@ -290,9 +290,7 @@ class _Run:
                 "nothing from after the last checkpoint is kept. Lower optimizer.learning_rate in "
                 "a new workdir"
             )
-        parallel.on_primary(
-            lambda: checkpoint.save(self.folder / "checkpoints", state, self.meta) or b""
-        )
+        parallel.on_primary(lambda: checkpoint.save(self.folder / "checkpoints", state, self.meta))
         self.began = self.saved = time.monotonic()
         self.cpu_began = time.process_time()
         self.requested = self.requested if self.requested > SAVE else 0
