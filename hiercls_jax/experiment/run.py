@@ -23,6 +23,7 @@ from hiercls_jax.report.terminal import error_table
 from hiercls_jax.runtime import huge_pages, parallel
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.training import tracking
+from hiercls_jax.training.checkpoint import Progress
 from hiercls_jax.training.loop import SplitPredictor, newest, train
 from hiercls_jax.training.state import State, create
 from hiercls_jax.training.tracking import format_duration
@@ -69,10 +70,10 @@ def run(
         print(_start_line(config, data), flush=True)
     networks = experiment.networks(config, data, parallel.AXIS)
     parallel.on_primary(lambda: claim_workdir(workdir, config))
-    states, metas, began = {}, [], time.monotonic()
+    states, progresses, began = {}, [], time.monotonic()
     for network in networks:
-        states[network.name], meta = _trained(network, data, train)
-        metas.append(meta)
+        states[network.name], progress = _trained(network, data, train)
+        progresses.append(progress)
     trained_at = time.monotonic()
 
     splits, test_seconds = predict(networks, states, data)
@@ -98,8 +99,8 @@ def run(
             int(states[n.name].step) == n.schedule.total_steps(len(data.train)) for n in networks
         ),
         "seconds": {
-            "training": sum(meta["seconds"] for meta in metas),
-            "training_cpu": sum(meta.get("cpu_seconds", 0.0) for meta in metas),  # of all cores
+            "training": sum(progress.seconds for progress in progresses),
+            "training_cpu": sum(progress.cpu_seconds for progress in progresses),  # of all cores
             "this_process": trained_at - began,
             "prediction": predicted_at - trained_at,
             "adaptation_and_curve": adapted_at - predicted_at,
@@ -215,7 +216,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def _trained(network: experiment.Network, data: Dataset, resume: bool) -> tuple[State, dict]:
+def _trained(network: experiment.Network, data: Dataset, resume: bool) -> tuple[State, Progress]:
     if resume:
         return train(
             network.name, network.task, network.key, data.train, data.validation, network.schedule,

@@ -168,12 +168,13 @@ def broadcast_bytes(compute: Callable[[], bytes]) -> bytes:
             content = compute()
         except Exception as error:  # raised again below
             failure, content = error, str(error).encode()
-    head = multihost_utils.broadcast_one_to_all(np.int32([failure is not None, len(content)]))
-    padded = np.frombuffer(content.ljust(int(head[1]), b"\0"), np.uint8)
+    head = np.array([failure is not None, len(content)], np.int32)
+    failed, length = multihost_utils.broadcast_one_to_all(head)
+    padded = np.frombuffer(content.ljust(int(length), b"\0"), np.uint8)
     content = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
     if failure is not None:
         raise failure
-    if head[0]:
+    if failed:
         raise UserError(content.decode())
     return content
 
