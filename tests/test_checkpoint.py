@@ -1,5 +1,7 @@
-"""Checkpoints are whole or are not there."""
+"""Checkpoints are complete or absent."""
 
+import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 from hiercls_jax.training import checkpoint
 from hiercls_jax.training.checkpoint import (
     CheckpointError,
+    Progress,
     best,
     restore,
     save,
@@ -21,13 +24,17 @@ from hiercls_jax.training.state import State
 
 
 def state(step: int) -> State:
-    """Arrays that tell the step they are of."""
+    """A state whose values are those of its step."""
     arrays = {"a": np.full((3, 2), step, np.float32), "b": np.arange(5, dtype=np.int32) * step}
     return State(np.asarray(step, np.int32), arrays, {"mean": np.float32([step])}, ({"t": arrays},))
 
 
+def progress(step: int, error: float | None = None) -> Progress:
+    return Progress(step, 1.5, 2.5, error, {"loss": 0.1}, {"next_index": step}, "digest")
+
+
 def put(folder, step: int, error: float | None = None):
-    save(folder, state(step), {"step": step, "validation_error": error, "sums": {"loss": 0.1}})
+    save(folder, state(step), progress(step, error))
 
 
 def names(folder) -> list[str]:
@@ -35,19 +42,41 @@ def names(folder) -> list[str]:
 
 
 def test_what_is_saved_is_restored(tmp_path):
-    """State and meta come back with the same structure, dtypes and bits."""
+    """State and progress come back with the same structure, dtypes and bits."""
     put(tmp_path, 7, 0.5)
-    found, meta = restore(tmp_path, state(0))
-    assert meta == {"step": 7, "validation_error": 0.5, "sums": {"loss": 0.1}}
+    found, how_far = restore(tmp_path, state(0))
+    assert how_far == progress(7, 0.5)
     assert jax.tree.structure(found) == jax.tree.structure(state(7))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state(7)), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("lacks", [[], ["cpu_seconds"], ["cpu_seconds", "iterator", "images"]])
+def test_checkpoints_of_older_versions_are_read(tmp_path, lacks, packed):
+    """Keys on disk are those of before; without the later ones a run counts from where it is."""
+    put(tmp_path, 7, 0.5)
+    meta = tmp_path / "step_00000007" / "meta.json"
+    values = json.loads(meta.read_text())
+    assert list(values) == ["step", "seconds", "cpu_seconds", "validation_error", "sums",
+                            "iterator", "images"]  # fmt: skip
+    meta.write_text(json.dumps({k: v for k, v in values.items() if k not in lacks}))
+    manifest = meta.with_name("manifest.json")
+    manifest.write_text(json.dumps(checkpoint._sums(meta.parent)))
+    found, how_far = restore(tmp_path, state(0))
+    if packed:  # as it is sent to another process
+        found, how_far = checkpoint.unpack(checkpoint.pack(found, how_far), state(0))
+    defaults = {"cpu_seconds": 0.0, "iterator": None, "images": None}
+    expected = dataclasses.replace(progress(7, 0.5), **{key: defaults[key] for key in lacks})
+    assert how_far == expected
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state(7)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("change", ["a name", "one more", "a shape"])
 def test_the_parameters_of_another_network_are_refused(tmp_path, change):
-    """As another version of the package had them, or another config: nothing of it is used."""
+    """A checkpoint of another version of the package, or of another config, is not used."""
     put(tmp_path, 7)
     have = state(0)
     if change == "a name":
@@ -67,7 +96,7 @@ def test_the_parameters_of_another_network_are_refused(tmp_path, change):
 
 
 def test_nothing_saved_is_nothing_restored(tmp_path):
-    """A folder that is empty or missing holds no checkpoint, and that is no error."""
+    """An empty or missing folder holds no checkpoint, which is no error."""
     assert restore(tmp_path, state(0)) is None
     assert restore(tmp_path / "missing", state(0)) is None
 
@@ -78,26 +107,27 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path):
         put(tmp_path, step, error)
     assert names(tmp_path) == ["step_00000002", "step_00000004", "step_00000005"]
     assert best(tmp_path).name == "step_00000002"
-    assert restore(tmp_path, state(0))[1]["step"] == 5
+    assert restore(tmp_path, state(0))[1].step == 5
 
 
 def test_a_kill_while_an_old_checkpoint_is_removed_does_no_harm(tmp_path):
-    """What is left of a removal, under either name, stops neither a later save nor a restore."""
+    """Leftovers of a removal, of this version or an older one, disturb neither save nor restore."""
     put(tmp_path, 1, 0.1)
     put(tmp_path, 2)
     (tmp_path / "step_00000001" / "meta.json").unlink()
     (tmp_path / ".removing-step_00000000").mkdir()
+    (tmp_path / ".step_00000000.0123abcd.tmp").mkdir()
     put(tmp_path, 3)
     assert names(tmp_path) == ["step_00000002", "step_00000003"]
-    assert restore(tmp_path, state(0))[1]["step"] == 3
+    assert restore(tmp_path, state(0))[1].step == 3
 
 
 @pytest.mark.parametrize("limit", [64, 20_000])
 def test_a_full_disk_is_said_in_one_line(tmp_path, limit):
-    """Where no file may outgrow a limit, the save is refused, and what was saved before is there.
+    """If no file may outgrow a limit, the save is an error and the older checkpoint stays.
 
-    At 64 bytes nothing can be written, at 20,000 not an array of 400,000, for which room is made
-    before Orbax writes: it would print pages of tracebacks.
+    At 64 bytes nothing can be written; at 20,000 an array of 400,000 cannot. Room is checked before
+    Orbax writes, because it would print pages of tracebacks.
     """
     put(tmp_path, 1)
     code = (
@@ -105,7 +135,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, limit):
         "import numpy as np, test_checkpoint as t; from pathlib import Path\n"
         "large = t.state(2).replace(batch_stats={'x': np.random.default_rng(0).random(50_000)})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))\n"
-        "try: t.save(Path(sys.argv[2]), large, {'step': 2, 'validation_error': None})\n"
+        "try: t.save(Path(sys.argv[2]), large, t.Progress(2))\n"
         "except t.CheckpointError as error: print(error)\n"
     )
     done = subprocess.run(
@@ -120,7 +150,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, limit):
 
 
 def test_what_orbax_says_of_a_full_disk_is_one_short_line(tmp_path, monkeypatch):
-    """Where the disk fills up while Orbax writes, the reason is taken from its page of text."""
+    """If the disk fills up while Orbax writes, the reason is taken from its page of text."""
     text = (
         'OUT_OF_RANGE: Error writing "a/0" in OCDBT database at local file "/x/d": Failed writing: '
         '"/x/d/1": Failed to write 7 bytes to file 14: No space left on device [tensorstore_spec='
@@ -134,11 +164,11 @@ def test_what_orbax_says_of_a_full_disk_is_one_short_line(tmp_path, monkeypatch)
     with pytest.raises(CheckpointError) as caught:
         put(tmp_path, 2)
     assert "step 2 could not be written" in str(caught.value)
-    assert ": No space left on device; what was saved" in str(caught.value)
+    assert ": No space left on device; older checkpoints are untouched" in str(caught.value)
 
 
 def test_any_flipped_bit_is_found(tmp_path, capsys):
-    """A bit flipped in any file of the newest checkpoint: the one before is used, saying so."""
+    """If any file of the newest checkpoint has a flipped bit, the one before is used, and said."""
     put(tmp_path, 1)
     put(tmp_path, 2)
     newest = tmp_path / "step_00000002"
@@ -150,15 +180,15 @@ def test_any_flipped_bit_is_found(tmp_path, capsys):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        found, meta = restore(tmp_path, state(0))
-        assert meta["step"] == int(found.step) == 1, file
+        found, how_far = restore(tmp_path, state(0))
+        assert how_far.step == int(found.step) == 1, file
         assert "step_00000002 is damaged" in capsys.readouterr().out
         shutil.copytree(tmp_path / "as it was", newest)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "added", "no manifest"])
 def test_other_damage_is_found(tmp_path, damage):
-    """A file cut short, gone or added, or no manifest: the checkpoint before is used."""
+    """If a file is cut short, gone or added, or the manifest is gone, the one before is used."""
     put(tmp_path, 1)
     put(tmp_path, 2)
     newest = tmp_path / "step_00000002"
@@ -171,14 +201,14 @@ def test_other_damage_is_found(tmp_path, damage):
         (newest / "arrays" / "more").write_text("x")
     else:
         (newest / "manifest.json").unlink()
-    assert restore(tmp_path, state(0))[1]["step"] == 1
+    assert restore(tmp_path, state(0))[1].step == 1
     put(tmp_path, 3)  # what was set aside is none of the two that are kept
-    assert restore(tmp_path, state(0))[1]["step"] == 3
+    assert restore(tmp_path, state(0))[1].step == 3
     assert names(tmp_path) == ["step_00000001", "step_00000002.damaged", "step_00000003"]
 
 
 def test_nothing_whole_is_an_error_not_a_fresh_start(tmp_path):
-    """Where every checkpoint is damaged, training does not silently begin anew."""
+    """If every checkpoint is damaged, training does not silently begin anew."""
     put(tmp_path, 1)
     (tmp_path / "step_00000001" / "manifest.json").write_text("{}")
     for _ in range(2):  # nor when it is asked again, as a scheduler does
@@ -188,14 +218,13 @@ def test_nothing_whole_is_an_error_not_a_fresh_start(tmp_path):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(checkpoint.os, "replace"), (checkpoint, "_sums"), (checkpoint.json, "dump")],
+    [(checkpoint.os, "replace"), (checkpoint, "_sums"), (checkpoint.os, "fsync")],
 )
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), ValueError("No space left on device\nat 0x1")]
 )
 def test_a_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch, owner, name, error):
-    """A save that fails before it is complete leaves what was there, and nothing else; it says so
-    in one line."""
+    """A save that fails is an error of one line, and leaves only the older checkpoint."""
     put(tmp_path, 1)
 
     def fail(*_):
@@ -209,7 +238,8 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch, owner, n
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
     assert names(tmp_path) == ["step_00000001"]
-    (tmp_path / ".writing-abc").mkdir()  # what a kill leaves
-    assert restore(tmp_path, state(0))[1]["step"] == 1
+    for leftover in (".writing-abc", ".step_00000002.0123abcd.tmp"):  # of a kill
+        (tmp_path / leftover).mkdir()
+    assert restore(tmp_path, state(0))[1].step == 1
     put(tmp_path, 2)
     assert names(tmp_path) == ["step_00000001", "step_00000002"]

@@ -15,7 +15,7 @@ from hiercls_jax.runtime import huge_pages
 
 SHOW = """
 import os, sys
-from hiercls_jax import huge_pages
+from hiercls_jax.runtime import huge_pages
 huge_pages._helpful = lambda: True
 print(os.getpid(), sys.argv[1:], huge_pages.in_use(), flush=True)
 huge_pages.restart(sys.argv)

@@ -62,15 +62,15 @@ def test_a_state_that_is_not_finite_is_not_kept(tmp_path):
 def test_a_clock_that_stands_still_stops_nothing(tmp_path, monkeypatch):
     """No speed can be had from it; every step is taken, and records are written without one."""
     monkeypatch.setattr(loop.time, "monotonic", lambda: 7.0)
-    _, meta = train("toy", task(), KEY, split(50), None, schedule(), tmp_path)
-    assert meta["step"] == 24
+    _, progress = train("toy", task(), KEY, split(50), None, schedule(), tmp_path)
+    assert progress.step == 24
     assert "images_per_second" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_training_learns_and_records(tmp_path, capsys):
     """A merged network lowers its loss on easy images; records are averages over their steps."""
-    state, meta = train("toy", task(), KEY, split(50), split(20, 1), schedule(), tmp_path)
-    assert (int(state.step), meta["step"]) == (24, 24)
+    state, progress = train("toy", task(), KEY, split(50), split(20, 1), schedule(), tmp_path)
+    assert (int(state.step), progress.step) == (24, 24)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [r["loss"] for r in records if r["split"] == "train"]
     assert losses[-1] < 0.8 * losses[0]

@@ -153,9 +153,9 @@ def test_separate_networks_answer_together(root, images, monkeypatch):
 
     def untrained(name, task, key, train_split, validation, schedule, folder):
         state = jax.device_get(create(task.network, task.optimizer, key, images.shape[1:]))
-        meta = {"step": 0, "validation_error": None, "seconds": 1.0}
-        checkpoint.save(folder / "checkpoints", state, meta)
-        return state, meta
+        progress = checkpoint.Progress(seconds=1.0)
+        checkpoint.save(folder / "checkpoints", state, progress)
+        return state, progress
 
     monkeypatch.setattr(run, "train", untrained)
     workdir = train(root, "separate")

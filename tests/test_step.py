@@ -194,4 +194,4 @@ def test_optimizer_is_sgd_with_l2_on_all_parameters(nesterov):
 
 def test_schedule_drops_the_last_partial_batch():
     """50 images in batches of 8 are six steps an epoch."""
-    assert schedule().steps_per_epoch(50) == 6
+    assert schedule().order(50).steps_per_epoch == 6

@@ -146,7 +146,7 @@ def test_other_images_are_not_gone_on_with(root, tmp_path):
     """Where images were added since a checkpoint, its steps would be of others: refused."""
     train_on(folder.stream(root, HIERARCHY, 8)["train"], tmp_path / "run", epochs=1)
     Image.new("RGB", (8, 8)).save(root / "train" / "grey" / "new.png")
-    with pytest.raises(TrainingError, match="does not go on in these images"):
+    with pytest.raises(TrainingError, match="was trained on other images"):
         train_on(folder.stream(root, HIERARCHY, 8)["train"], tmp_path / "run", epochs=2)
 
 

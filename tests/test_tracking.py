@@ -81,7 +81,7 @@ def test_a_line_cut_anywhere_is_repaired(folder):
     expected = [*lines(folder)[:-1], record(30), record(40)]
     for end in range(last, len(content) + 1):
         (folder / "metrics.jsonl").write_bytes(content[:end])
-        tracking._keep_until(folder / "metrics.jsonl", 20)
+        tracking._drop_after(folder / "metrics.jsonl", 20)
         assert lines(folder) == expected[:-2], end
     (folder / "metrics.jsonl").write_bytes(content[:-9])
     write(folder, 20, record(30), record(40))
@@ -108,7 +108,7 @@ def test_the_repair_is_atomic(folder, monkeypatch):
 
     monkeypatch.setattr(tracking.os, "replace", kill)
     with pytest.raises(KeyboardInterrupt):
-        tracking._keep_until(folder / "metrics.jsonl", 0)
+        tracking._drop_after(folder / "metrics.jsonl", 0)
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 

@@ -28,7 +28,7 @@ def load_data(config: ConfigDict) -> Dataset:
     """
     data, hierarchy = config.data, load_hierarchy(config)
     _check_hierarchy(config, hierarchy)
-    splits = sources.load_splits(data_request(config), hierarchy, parallel.on_primary)
+    splits = sources.load_splits(data_request(config), hierarchy, parallel.broadcast_bytes)
     train: Samples = splits["train"]
     validation: Samples | None = None
     if not data.final:

@@ -23,6 +23,7 @@ from hiercls_jax.report.terminal import error_table
 from hiercls_jax.runtime import huge_pages, parallel
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.training import tracking
+from hiercls_jax.training.checkpoint import Progress
 from hiercls_jax.training.loop import SplitPredictor, newest, train
 from hiercls_jax.training.state import State, create
 from hiercls_jax.training.tracking import format_duration
@@ -60,18 +61,18 @@ def run(
     parallel.use_cpu_devices(config.train.batch, config.run.cpu_devices, processes)
     if cluster is not None:
         parallel.join(cluster)
-    if parallel.on_primary(lambda: _finished(workdir, config, train)):
+    if parallel.broadcast_bytes(lambda: _finished(workdir, config, train)):
         return
     experiment.check_devices(config, parallel.device_count())
     data = experiment.load_data(config)
     if parallel.is_primary():
         print(_start_line(config, data), flush=True)
     networks = experiment.networks(config, data, parallel.AXIS)
-    parallel.on_primary(lambda: claim_workdir(workdir, config) or b"")
-    states, metas, began = {}, [], time.monotonic()
+    parallel.on_primary(lambda: claim_workdir(workdir, config))
+    states, progresses, began = {}, [], time.monotonic()
     for network in networks:
-        states[network.name], meta = _trained(network, data, train)
-        metas.append(meta)
+        states[network.name], progress = _trained(network, data, train)
+        progresses.append(progress)
     trained_at = time.monotonic()
 
     splits, test_seconds = predict(networks, states, data)
@@ -97,8 +98,8 @@ def run(
             int(states[n.name].step) == n.schedule.total_steps(len(data.train)) for n in networks
         ),
         "seconds": {
-            "training": sum(meta["seconds"] for meta in metas),
-            "training_cpu": sum(meta.get("cpu_seconds", 0.0) for meta in metas),  # of all cores
+            "training": sum(progress.seconds for progress in progresses),
+            "training_cpu": sum(progress.cpu_seconds for progress in progresses),  # of all cores
             "this_process": trained_at - began,
             "prediction": predicted_at - trained_at,
             "adaptation_and_curve": adapted_at - predicted_at,
@@ -214,7 +215,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def _trained(network: experiment.Network, data: Dataset, resume: bool) -> tuple[State, dict]:
+def _trained(network: experiment.Network, data: Dataset, resume: bool) -> tuple[State, Progress]:
     if resume:
         return train(
             network.name, network.task, network.key, data.train, data.validation, network.schedule,

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on beside its config: versions, commit, hardware."""
+"""Versions, commit and hardware: what a run's numbers depend on besides its config."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def environment() -> dict:
+def environment() -> dict[str, str | None]:
     """Return versions, commit and hardware, by name."""
     return {
         "python": platform.python_version(),
@@ -26,7 +26,7 @@ def environment() -> dict:
 
 
 def commit() -> str | None:
-    """Return the commit of the source tree, marked where it has changes, or None outside git."""
+    """Return the commit of the source tree, marked if it has changes, or None outside git."""
     here = Path(__file__).parent
     try:
         out = subprocess.run(

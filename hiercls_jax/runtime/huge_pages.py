@@ -1,8 +1,8 @@
-"""Huge pages for large arrays on a CPU, which the C library takes only at a program's start.
+"""Huge pages for large arrays on a CPU, by one restart of the program.
 
-A training step allocates and frees gigabytes. In pages of 4 KiB that is millions of page faults a
-step; in pages of 2 MiB, thousands. glibc asks for them where GLIBC_TUNABLES says so when the
-process starts, so the program restarts itself once with it, before it has done anything.
+A training step allocates and frees gigabytes. In pages of 4 KiB it causes millions of page
+faults; in pages of 2 MiB, thousands. glibc uses huge pages if GLIBC_TUNABLES asks for them when the
+process starts. So the program sets the variable and restarts itself, before it has done anything.
 """
 
 import os
@@ -11,19 +11,19 @@ import sys
 from pathlib import Path
 
 VARIABLE, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
-OFF = {"--nohuge_pages", "--huge_pages=false"}  # of the command line; read before flags are
+OFF = {"--nohuge_pages", "--huge_pages=false"}  # flags; absl parses them only later
 KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")  # CUDA, ROCm, TPU
 
 
 def restart(argv: list[str]) -> None:
-    """Replace this process by itself with huge pages, where they help and are not refused.
+    """Restart this process with huge pages, if they help.
 
-    They help on a CPU under Linux with glibc where the kernel gives huge pages to those who ask.
-    Does nothing where GLIBC_TUNABLES speaks of them already, as it does after the restart.
+    They help on a CPU under Linux with glibc, if the kernel gives huge pages on request. If
+    GLIBC_TUNABLES sets the tunable already, as it does after the restart, nothing happens.
 
     Args:
-      argv: the program's arguments; `--nohuge_pages` among them refuses.
+      argv: the program's arguments; with `--nohuge_pages` among them nothing happens.
     """
     if OFF & set(argv) or TUNABLE in os.environ.get(VARIABLE, "") or not _helpful():
         return
@@ -42,7 +42,7 @@ def in_use() -> bool:
 
 
 def has_accelerator() -> bool:
-    """Return whether JAX may find something here that is better than the CPU."""
+    """Return whether JAX may find an accelerator on this machine."""
     return os.environ.get("JAX_PLATFORMS", "") != "cpu" and any(map(os.path.exists, ACCELERATORS))
 
 
@@ -52,6 +52,6 @@ def _helpful() -> bool:
     if has_accelerator():
         return False
     try:
-        return "[madvise]" in KERNEL.read_text()  # under [always] all have them, under [never] none
+        return "[madvise]" in KERNEL.read_text()  # [always]: all have them; [never]: none
     except OSError:
         return False

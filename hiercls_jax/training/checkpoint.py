@@ -1,207 +1,228 @@
-"""Checkpoints that are whole or are not there: Orbax arrays beside a SHA-256 manifest.
+"""Checkpoints that are complete or absent: Orbax arrays beside a SHA-256 manifest.
 
-    checkpoints/step_00000140/arrays/…      what Orbax wrote
-                              meta.json     step, validation error, unfinished sums, seconds
+    checkpoints/step_00000140/arrays/…      written by Orbax
+                              meta.json     the run's `Progress`
                               manifest.json SHA-256 of every file above
 
-A checkpoint is written under a temporary name and renamed when it is complete. Orbax restores a
-flipped bit silently, so every file is checked against the manifest before a byte is used.
+Orbax restores a flipped bit silently, so every file is checked against the manifest before any of
+them is used.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from hiercls_jax.errors import UserError
+from hiercls_jax.files import atomic_folder, remove_folder, remove_leftovers
 from hiercls_jax.training.state import State
 
 KEEP = 2  # newest checkpoints kept, so that a damaged one has one before it to fall back to
-EXTRA = 2**18, 2**10  # bytes of a checkpoint beside its arrays' own: of all, and of each array
+OVERHEAD, OVERHEAD_PER_ARRAY = 2**18, 2**10  # bytes of a checkpoint besides its arrays' values
 
 
 class CheckpointError(UserError):
-    """Checkpoints that cannot be written, or of which none can be used."""
+    """A checkpoint cannot be written, or none can be used."""
 
 
-def save(folder: Path, state: State, meta: dict) -> None:
-    """Write a checkpoint of a host `state` and drop those that are no longer needed.
+@dataclasses.dataclass
+class Progress:
+    """How far a run is: what a checkpoint holds besides the state's arrays.
 
-    Kept are the newest two and the best, by `meta['validation_error']` where it is not None.
+    Checkpoints of older versions lack `cpu_seconds`, `iterator` or `images`.
 
     Args:
-      folder: the checkpoints' folder; made where it is missing.
-      state: arrays on the host, without a device axis.
-      meta: JSON values, with `step` and `validation_error`.
+      step: steps taken.
+      seconds: elapsed time of training so far, with compilation and validation.
+      cpu_seconds: processor time of process 0 meanwhile.
+      validation_error: error rate at the finest level after this step, if it was measured.
+      sums: metrics summed since the last record.
+      iterator: state of the feed's iterator; None in older checkpoints.
+      images: digest of the training images; None in older checkpoints.
     """
-    final = folder / f"step_{meta['step']:08d}"
+
+    step: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    validation_error: float | None = None
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    iterator: dict[str, int] | None = None
+    images: str | None = None
+
+    def to_json(self) -> str:
+        """Return the fields as a JSON object."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` of this version or an older one returned."""
+        values = json.loads(text)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in fields})
+
+
+def save(folder: Path, state: State, progress: Progress) -> None:
+    """Write a checkpoint and remove those that are no longer needed.
+
+    The newest two stay, and the one with the lowest validation error.
+
+    Args:
+      folder: the checkpoints' folder; it is made if it is missing.
+      state: arrays on the host, without a device axis.
+      progress: of the same step.
+
+    Raises:
+      CheckpointError: if the disk is full or refuses; the older checkpoints are untouched.
+    """
+    final = folder / f"step_{progress.step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in [*folder.glob(".writing-*"), *folder.glob(".removing-*")]:  # of a kill
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
-        try:
-            _make_room(temporary / "room", state)
+        remove_leftovers(folder, "step_*")
+        for leftover in [*folder.glob(".writing-*"), *folder.glob(".removing-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)  # of a version before this one
+        with atomic_folder(final, replace=True, sync=True) as temporary:
+            _check_room(temporary / "room", state)
             with _checkpointer() as checkpointer:
                 checkpointer.save(temporary.absolute() / "arrays", state)
-            _write_json(temporary / "meta.json", meta)
-            _write_json(temporary / "manifest.json", _sums(temporary))
-            _remove(final)
-            os.replace(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _drop(folder)
+            (temporary / "meta.json").write_text(progress.to_json())
+            (temporary / "manifest.json").write_text(json.dumps(_sums(temporary)))
+        _remove_old(folder)
     except (OSError, ValueError) as error:
-        # A ValueError is what Orbax makes of a full disk: a page of text with its number in it.
+        # If the disk is full, Orbax raises a ValueError: a page of text with the error's number.
         number = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(number[1])) if number else getattr(error, "strerror", None)
         reason = reason or str(error).splitlines()[0]
         raise CheckpointError(
-            f"the checkpoint of step {meta['step']} could not be written to {folder}: {reason}; "
-            "what was saved before it is untouched"
+            f"the checkpoint of step {progress.step} could not be written to {folder}: {reason}; "
+            "older checkpoints are untouched"
         ) from error
 
 
-def restore(folder: Path, template: State) -> tuple[State, dict] | None:
-    """Return (state, meta) of the newest whole checkpoint, or None where there is none yet.
+def restore(folder: Path, template: State) -> tuple[State, Progress] | None:
+    """Return the newest whole checkpoint, or None if the folder has none yet.
 
-    A damaged checkpoint is named, set aside as `….damaged`, and the one before it is used.
+    A damaged checkpoint is named and renamed to `….damaged`, and the one before it is used.
 
     Args:
       folder: the checkpoints' folder.
       template: a state of the same structure, shapes and dtypes, on the host.
 
     Raises:
-      CheckpointError: where there are checkpoints and none is whole, or the newest whole one is of
-        another network.
+      CheckpointError: if all are damaged, or the newest whole one is of another network.
     """
-    found = _steps(folder)
-    before = len(list(folder.glob("step_*.damaged")))
-    for path in reversed(found):
+    checkpoints = _checkpoints(folder)
+    damaged_before = len(list(folder.glob("step_*.damaged")))
+    for path in reversed(checkpoints):
         fault = _fault(path)
         if fault is None:
-            return _read_state(path, template), _read_json(path / "meta.json")
+            return _read_state(path, template), Progress.from_json(_read(path / "meta.json"))
         aside = path.with_name(path.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
         print(f"checkpoint {path.name} is damaged ({fault}); trying the one before it", flush=True)
-    if found or before:
+    count = len(checkpoints) + damaged_before
+    if count:
         raise CheckpointError(
-            f"none of the {len(found) + before} checkpoints in {folder} is whole; to start anew, "
-            "choose another --config.workdir or remove that folder"
+            f"none of the {count} checkpoints in {folder} is whole; to train anew, choose another "
+            "--config.workdir or remove that folder"
         )
     return None
 
 
-def newest_variables(folder: Path, template: dict) -> tuple[dict, int]:
-    """Return (a network's `params` and `batch_stats`, step) of the newest checkpoint.
+def newest_variables(folder: Path, template: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return a network's `params` and `batch_stats` from the newest checkpoint, and its step.
 
-    Unlike `restore`, it changes nothing in the folder and takes no other one instead.
+    Unlike `restore`, it changes nothing in the folder and never uses an older checkpoint.
 
     Args:
       folder: the checkpoints' folder.
-      template: what has the shapes of these variables.
+      template: variables with the shapes that the network has.
 
     Raises:
-      CheckpointError: where there is no checkpoint, or the newest one is damaged or of another
-        network.
+      CheckpointError: if there is none, or the newest one is damaged or of another network.
     """
-    found = _steps(folder)
-    fault = _fault(found[-1]) if found else "there is none"
+    checkpoints = _checkpoints(folder)
+    fault = _fault(checkpoints[-1]) if checkpoints else "there is none"
     if fault is not None:
         raise CheckpointError(
-            f"the newest checkpoint in {folder} cannot be used ({fault}); put a copy in its place, "
-            "or remove the run's results.json and give its command again, which goes on from the "
-            "one before, if any"
+            f"the newest checkpoint in {folder} cannot be used ({fault}); restore it from a copy, "
+            "or remove the run's results.json and give its training command again, which goes on "
+            "from the checkpoint before it, if there is one"
         )
     with _checkpointer() as checkpointer:
-        state = checkpointer.restore(found[-1].absolute() / "arrays")
+        state = checkpointer.restore(checkpoints[-1].absolute() / "arrays")
     variables = {name: state.get(name, {}) for name in ("params", "batch_stats")}
     if _shapes(variables) != _shapes(template):
-        raise _of_another_network(found[-1])
+        raise _of_another_network(checkpoints[-1])
     return variables, int(state["step"])
 
 
-def pack(restored: tuple[State, dict] | None) -> bytes:
-    """Return what `restore` returned as bytes, to be sent to another process."""
-    if restored is None:
-        return b""
-    state, meta = restored
+def pack(state: State, progress: Progress) -> bytes:
+    """Return a checkpoint as bytes, to send it to another process."""
     file = io.BytesIO()
-    np.savez(file, *jax.tree.leaves(state), meta=np.array(json.dumps(meta)))
+    np.savez(file, *jax.tree.leaves(state), progress=np.array(progress.to_json()))
     return file.getvalue()
 
 
-def unpack(packed: bytes, template: State) -> tuple[State, dict] | None:
+def unpack(packed: bytes, template: State) -> tuple[State, Progress]:
     """Undo `pack`; `template` has the state's structure."""
-    if not packed:
-        return None
     with np.load(io.BytesIO(packed), allow_pickle=False) as file:
         leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
-        meta = json.loads(str(file["meta"]))
-    return jax.tree.unflatten(jax.tree.structure(template), leaves), meta
+        progress = Progress.from_json(str(file["progress"]))
+    return jax.tree.unflatten(jax.tree.structure(template), leaves), progress
 
 
 def best(folder: Path) -> Path | None:
     """Return the folder of the checkpoint with the lowest validation error, if any has one."""
-    errors = {path: _validation_error(path) for path in _steps(folder)}
-    errors = {path: error for path, error in errors.items() if error is not None}
-    return min(errors, key=errors.get) if errors else None
+    errors = [(_validation_error(path), path) for path in _checkpoints(folder)]
+    measured = [(error, path) for error, path in errors if error is not None]
+    return min(measured)[1] if measured else None
 
 
 def _validation_error(path: Path) -> float | None:
     try:
-        return _read_json(path / "meta.json")["validation_error"]
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: `restore` will set it aside
+        return Progress.from_json(_read(path / "meta.json")).validation_error
+    except (OSError, ValueError, AttributeError, TypeError):  # damaged; `restore` renames it
         return None
 
 
-def _make_room(path: Path, state: State) -> None:
-    """Raise an OSError where the disk, or a quota, has no room for a checkpoint of `state`.
+def _check_room(path: Path, state: State) -> None:
+    """Raise an OSError unless the disk and the quota have room for a checkpoint of `state`.
 
-    What Orbax meets with in the middle of it, its threads print as page after page of tracebacks.
+    If Orbax met a full disk while it writes, its threads would print pages of tracebacks.
     """
     if hasattr(os, "posix_fallocate"):  # not on macOS
-        leaves = jax.tree.leaves(state)
-        fixed, each = EXTRA
+        values = sum(leaf.nbytes + OVERHEAD_PER_ARRAY for leaf in jax.tree.leaves(state))
         with open(path, "wb") as file:
-            size = sum(leaf.nbytes + each for leaf in leaves) + fixed
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.posix_fallocate(file.fileno(), 0, values + OVERHEAD)
         path.unlink()
 
 
-def _drop(folder: Path) -> None:
-    keep = {*_steps(folder)[-KEEP:], best(folder)}
-    for path in _steps(folder):
+def _remove_old(folder: Path) -> None:
+    keep = {*_checkpoints(folder)[-KEEP:], best(folder)}
+    for path in _checkpoints(folder):
         if path not in keep:
-            _remove(path)
+            remove_folder(path)
 
 
-def _remove(path: Path) -> None:
-    """Remove a checkpoint in such an order that no part of it can be taken for a whole one."""
-    if path.exists():
-        aside = path.with_name(f".removing-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(path, aside)
-        shutil.rmtree(aside)
-
-
-def _steps(folder: Path) -> list[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the folders of all checkpoints, oldest first, without those that were damaged."""
     return sorted(path for path in folder.glob("step_*") if not path.name.endswith(".damaged"))
 
 
 def _fault(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None where every byte is as it was written."""
+    """Return what is wrong with a checkpoint, or None if every byte is as it was written."""
     try:
-        expected = _read_json(path / "manifest.json")
+        expected = json.loads(_read(path / "manifest.json"))
         actual = _sums(path)
     except (OSError, ValueError, AttributeError) as error:
         return f"its manifest cannot be read: {error}"
@@ -216,6 +237,7 @@ def _fault(path: Path) -> str | None:
 
 
 def _sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file but the manifest, by path."""
     sums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / "manifest.json":
@@ -233,7 +255,7 @@ def _read_state(path: Path, template: State) -> State:
             state = checkpointer.restore(
                 path.absolute() / "arrays", item=template, restore_args=as_numpy
             )
-    except ValueError as error:  # its sums are right: what it holds is not what is looked for
+    except ValueError as error:  # its bytes are right, so its structure is another one
         raise _of_another_network(path) from error
     if _shapes(state) != _shapes(template):
         raise _of_another_network(path)
@@ -247,25 +269,18 @@ def _of_another_network(path: Path) -> CheckpointError:
     )
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: object) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    # The process that saves does so alone: it must not wait for the others, which do not.
+    # Process 0 saves alone, so Orbax must not wait for the other processes.
     alone = {"primary_host": jax.process_index(), "active_processes": {jax.process_index()}}
     options = ocp.options.MultiprocessingOptions(**alone, barrier_sync_key_prefix="alone")
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
-def _write_json(path: Path, value) -> None:
-    with open(path, "w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_json(path: Path):
-    return json.loads(path.read_text())
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

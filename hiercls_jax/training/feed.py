@@ -3,31 +3,35 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import grain
 import numpy as np
 
-from hiercls_jax.data.dataset import Samples
+from hiercls_jax.data.dataset import Samples, Split
 from hiercls_jax.runtime import parallel
+from hiercls_jax.training.state import State
 
-AHEAD = 2  # batches that are read before they are needed, where images are not in memory
+AHEAD = 2  # batches that are read before they are needed, if images are not in memory
+Result = TypeVar("Result")
 
 
 def make_feed(
     samples: Samples, resident: bool
 ) -> Callable[[Sequence[np.ndarray]], grain.DatasetIterator]:
-    """Return `feed(plan)`: an iterator over this process's share of each global batch of a plan.
+    """Return `feed(plan)`, an iterator over this process's share of each global batch of a plan.
 
-    A plan is a sequence of indices `[batch]`, one array for each step. The iterator's `get_state()`
-    is the number of steps it has given, whatever the number of processes, and `set_state()` goes
-    there: no step before is read. What it gives is on this process's devices, or about to be.
+    A plan is a sequence of index arrays int `[batch]`, one for each step. The iterator's
+    `get_state()` is the number of steps it has given, whatever the number of processes.
+    `set_state()` goes to a step without reading those before it. Batches are sharded for this
+    process's devices.
 
     Args:
-      samples: images and labels. Those that are not in memory are read by threads, ahead.
-      resident: put images that are in memory into that of every device once, and send only indices.
+      samples: images and labels. Threads read ahead those that are not in memory.
+      resident: copy images that are in memory to every device once, and then send only indices.
     """
     source = None
-    if resident and samples.in_memory:
+    if resident and isinstance(samples, Split):
         source = parallel.replicate({"images": samples.images, "labels": samples.labels})
 
     def load(indices: np.ndarray) -> dict:
@@ -52,22 +56,22 @@ def make_feed(
     return feed
 
 
-def fed(step: Callable) -> Callable:
-    """Let `step(state, batch)` take a batch whose images are looked up in a resident source."""
+def fed(step: Callable[[State, dict], Result]) -> Callable[[State, dict], Result]:
+    """Let `step(state, batch)` also take indices of images that are on the device."""
 
-    def lookup(state, batch):
+    def with_lookup(state: State, batch: dict) -> Result:
         if "source" in batch:
             source, indices = batch["source"], batch["indices"]
-            found = {name: array[indices] for name, array in source.items()}
-            batch = {**found, "positions": batch["positions"]}
+            samples = {name: array[indices] for name, array in source.items()}
+            batch = {**samples, "positions": batch["positions"]}
         return step(state, batch)
 
-    return lookup
+    return with_lookup
 
 
 @dataclasses.dataclass(frozen=True)
-class Order(Sequence):
-    """The images of every step of a run, a plan: a function of seed, epoch and step alone.
+class Order(Sequence[np.ndarray]):
+    """The plan of a run, the images of every step: a function of seed, epoch and step alone.
 
     Args:
       seed: integers that the order of every epoch is drawn from.
@@ -81,25 +85,30 @@ class Order(Sequence):
     batch: int
     epochs: int
 
-    def __len__(self) -> int:
-        return self.epochs * (self.images // self.batch)
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of whole batches in an epoch."""
+        return self.images // self.batch
 
-    def __getitem__(self, step: int) -> np.ndarray:
-        epoch, i = divmod(step, self.images // self.batch)
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def __getitem__(self, step: int) -> np.ndarray:  # type: ignore[override]  # no slices
+        epoch, i = divmod(step, self.steps_per_epoch)
         order = epoch_order(self.seed, epoch, self.images)
         return order[i * self.batch : (i + 1) * self.batch]
 
 
-@functools.lru_cache(maxsize=2)  # where one epoch goes over into the next, both are read from
+@functools.lru_cache(maxsize=2)  # a batch read ahead may be of the next epoch
 def epoch_order(seed: tuple[int, ...], epoch: int, count: int) -> np.ndarray:
     """Return the order of `count` images in an epoch: a function of seed and epoch alone."""
     order = np.random.Generator(np.random.PCG64([*seed, epoch])).permutation(count)
-    order.setflags(write=False)  # it is everyone's
+    order.setflags(write=False)  # the cache shares it
     return order
 
 
 def padded_batches(count: int, batch: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield (indices `[batch]`, how many of them count) so that each of `count` images counts once.
+    """Yield (indices `[batch]`, how many of them count); each of `count` images counts once.
 
     The last batch is filled up with the first image, which does not count there.
     """

@@ -7,8 +7,10 @@ import math
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
+import grain
 import jax
 import numpy as np
 from jax import lax
@@ -18,35 +20,39 @@ from hiercls_jax.errors import UserError
 from hiercls_jax.runtime import parallel
 from hiercls_jax.runtime.signals import StopRequest, exit_status
 from hiercls_jax.training import checkpoint
-from hiercls_jax.training.feed import (
-    Order,
-    fed,
-    make_feed,
-    padded_batches,
-)
+from hiercls_jax.training.checkpoint import Progress
+from hiercls_jax.training.feed import Order, fed, make_feed, padded_batches
 from hiercls_jax.training.state import State, create
 from hiercls_jax.training.step import Task, make_predict_step, make_train_step
 from hiercls_jax.training.tracking import NullTracker, Tracker, format_duration
 
 LAG = 2  # steps between sending one and reading its metrics, so that the device never waits
-SAVE = 1  # a request to save; greater ones are the numbers of the signals that ask to stop
+SAVE = 1  # a request to save; a greater request is the number of the signal that asks to stop
+TIMED_STEPS = 6  # steps after which the time left is estimated; the first one compiles
+
+TrainStep = Callable[[State, dict], tuple[State, dict]]
 
 
 class TrainingError(UserError):
-    """Training that cannot go on."""
+    """Training cannot go on."""
 
 
 class Interrupted(Exception):
-    """A signal asked for a stop, and the state has been saved; holds the process's exit status."""
+    """A signal asked the run to stop, and the state has been saved.
 
-    def __init__(self, signum: int, step: int):
+    Args:
+      signum: the signal's number; `status` is the process's exit status.
+      step: the last step taken.
+    """
+
+    def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; saved")
         self.status = exit_status(signum)
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long to train, on what order of the images, and how often to record and save.
+    """How long to train, in which order of the images, and how often to record and save.
 
     Args:
       epochs: passes over the training split.
@@ -62,17 +68,13 @@ class Schedule:
     log_every: int
     save_minutes: float
 
-    def steps_per_epoch(self, images: int) -> int:
-        """Return the number of whole batches in `images`."""
-        return images // self.batch
-
-    def total_steps(self, images: int) -> int:
-        """Return the number of steps of the whole schedule."""
-        return self.epochs * self.steps_per_epoch(images)
-
     def order(self, images: int) -> Order:
         """Return which of so many images each step takes."""
         return Order(self.seed, images, self.batch, self.epochs)
+
+    def total_steps(self, images: int) -> int:
+        """Return the number of steps of the whole schedule."""
+        return len(self.order(images))
 
 
 def train(
@@ -83,11 +85,11 @@ def train(
     validation: Samples | None,
     schedule: Schedule,
     folder: Path,
-) -> tuple[State, dict]:
-    """Train a network to the end of its schedule, from its newest checkpoint where there is one.
+) -> tuple[State, Progress]:
+    """Train a network to the end of its schedule, from its newest checkpoint if there is one.
 
     Args:
-      name: what progress lines call it.
+      name: the network's name in progress lines.
       task: network, optimizer and constants.
       key: random key of the initial values.
       train_split: images to learn from.
@@ -96,219 +98,330 @@ def train(
       folder: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
 
     Returns:
-      (final state on the host, meta of its checkpoint: `step`, `seconds` on the clock and
-      `cpu_seconds` of the first process's cores, both with compiling and validation, and
-      `validation_error`).
+      The final state on the host, and the `Progress` of its checkpoint.
 
     Raises:
-      TrainingError: when a loss is not finite; nothing from after that step is saved. And where
-        a checkpoint is of other images.
+      TrainingError: if a loss is not finite, and then nothing after that step is saved; or if the
+        newest checkpoint is of other images.
       Interrupted: after SIGTERM or SIGINT, when the state has been saved.
     """
-    total = schedule.total_steps(len(train_split))
+    order = schedule.order(len(train_split))
     initial = jax.device_get(create(task.network, task.optimizer, key, train_split.image_shape))
-    fresh = {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "validation_error": None, "sums": {}}
-    state, meta = newest(folder, initial, (initial, fresh))
-    if meta["step"] >= total:
-        return state, meta
-    # Older checkpoints do not say where in which images they go on.
-    here = {"iterator": {"next_index": meta["step"]}, "images": _images_sum(task, train_split)}
-    meta = {**here, **meta}
-    if {key: meta[key] for key in here} != here:
-        raise TrainingError(
-            f"the checkpoint of step {meta['step']} in {folder} does not go on in these images: it "
-            "was trained on others, or in another order. Put back what was there, or choose "
-            "another --config.workdir"
-        )
-    tracker = Tracker(folder, name, meta["step"], total) if parallel.is_primary() else NullTracker()
-    if meta["step"]:
-        tracker.say(f"{name}: resuming after step {meta['step']} of {total}")
-    try:
-        with StopRequest() as stop:
-            run = _Run(name, task, state, meta, train_split, validation, schedule, folder, tracker)
-            with contextlib.closing(run.batches):
-                return run.to(total, stop)
-    finally:
-        tracker.close()
+    state, progress = newest(folder, initial) or _of_primary(initial)
+    if progress.step >= len(order):
+        return state, progress
+    _check_images(progress, task, train_split, folder)
+    tracker: Tracker | NullTracker = NullTracker()
+    if parallel.is_primary():
+        tracker = Tracker(folder, name, progress.step, len(order))
+    if progress.step:
+        tracker.say(f"{name}: resuming after step {progress.step} of {len(order)}")
+    with contextlib.closing(tracker), StopRequest() as stop:
+        recorder = _Recorder(name, order, schedule.log_every, tracker, progress.sums)
+        evaluate = None
+        if validation is not None:
+            evaluate = _make_evaluation(task, validation, schedule.batch)
+        batches = make_feed(train_split, resident=parallel.on_accelerator())(order)
+        batches.set_state(progress.iterator)
+        with contextlib.closing(batches):
+            saver = _Saver(folder / "checkpoints", schedule.save_minutes)
+            run = _Run(task, order, batches, state, progress, recorder, saver, evaluate)
+            return run.to_the_end(stop)
 
 
-def newest(folder: Path, template: State, otherwise=None) -> tuple[State, dict] | None:
-    """Return the newest whole checkpoint (state, meta) in `folder / "checkpoints"`, or `otherwise`.
+def newest(folder: Path, template: State) -> tuple[State, Progress] | None:
+    """Return the newest whole checkpoint in `folder / "checkpoints"`, or None if there is none yet.
 
-    Process 0 reads it, and every process gets what process 0 has: only there is the folder, and
-    initial values may differ in a bit between processors of different kinds.
+    Process 0 reads it and sends it to the others, because only process 0 may have the folder.
     """
-    found = parallel.on_primary(
-        lambda: checkpoint.pack(checkpoint.restore(folder / "checkpoints", template) or otherwise)
-    )
-    return checkpoint.unpack(found, template)
+
+    def read() -> bytes:
+        restored = checkpoint.restore(folder / "checkpoints", template)
+        return b"" if restored is None else checkpoint.pack(*restored)
+
+    packed = parallel.broadcast_bytes(read)
+    return checkpoint.unpack(packed, template) if packed else None
 
 
-def _images_sum(task: Task, samples: Samples) -> str:
-    """Return a sum of all that is known of the images without reading them."""
+def _of_primary(initial: State) -> tuple[State, Progress]:
+    """Return process 0's initial state: between kinds of processors values may differ in a bit."""
+    packed = parallel.broadcast_bytes(lambda: checkpoint.pack(initial, Progress()))
+    return checkpoint.unpack(packed, initial)
+
+
+def _check_images(progress: Progress, task: Task, samples: Samples, folder: Path) -> None:
+    """Raise a TrainingError if a checkpoint's next step would take other images than it should.
+
+    All that is known of the images without reading them goes into their digest.
+    """
     known = (samples.labels, task.mean, task.std)
-    return hashlib.sha256(b"".join(array.tobytes() for array in known)).hexdigest()
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in known)).hexdigest()
+    position = {"next_index": progress.step}
+    if progress.iterator not in (None, position) or progress.images not in (None, digest):
+        raise TrainingError(
+            f"the checkpoint of step {progress.step} in {folder} was trained on other images, or "
+            "in another order; put its images back, or choose another --config.workdir"
+        )
+    progress.iterator, progress.images = position, digest
 
 
-def _carrying_requests(step):
-    """Let a step carry each process's request to stop or save, and tell all of them the greatest.
+def _with_request(step: TrainStep) -> TrainStep:
+    """Let a step carry each process's request to stop or save, and return the greatest of all.
 
-    So that every process acts after the same step, whichever of them was signalled.
+    So every process acts after the same step, whichever of them got the signal.
     """
 
-    def carrying(state, batch):
-        requests = batch.pop("request")
+    def step_with_request(state: State, batch: dict) -> tuple[State, dict]:
+        request = batch.pop("request")
         state, metrics = step(state, batch)
-        return state, {**metrics, "request": lax.pmax(requests, parallel.AXIS)}
+        return state, {**metrics, "request": lax.pmax(request, parallel.AXIS)}
 
-    return carrying
+    return step_with_request
+
+
+def _make_evaluation(task: Task, split: Samples, batch: int) -> Callable[[State], dict[str, float]]:
+    """Return `evaluate(replicated state)`: the error rate on a split by level, coarsest first."""
+    predictor = SplitPredictor(task, batch)
+
+    def evaluate(replicated: State) -> dict[str, float]:
+        return {
+            level: float(np.mean(np.argmax(p, axis=-1) != task.ancestors[level][split.labels]))
+            for level, p in predictor(replicated, split).items()
+        }
+
+    return evaluate
 
 
 class _Run:
-    """One process's part of a training run: what is on the devices, in flight, and unwritten."""
+    """One process's part of a training run: the steps, and when to evaluate, save and stop.
 
-    def __init__(self, name, task, state, meta, train_split, validation, schedule, folder, tracker):
-        self.name, self.task, self.schedule = name, task, schedule
-        self.folder, self.tracker, self.validation = folder, tracker, validation
-        self.images = len(train_split)
-        self.state = parallel.replicate(state)
-        self.step, self.meta = meta["step"], dict(meta)
-        self.requested = 0  # the greatest request that has come back with a step
-        feed = make_feed(train_split, resident=parallel.on_accelerator())
-        self.batches = feed(schedule.order(self.images))
-        self.batches.set_state(meta["iterator"])
-        self.take = parallel.pmap(_carrying_requests(fed(make_train_step(task))), donate=True)
-        self.predictor = None if validation is None else SplitPredictor(task, schedule.batch)
-        self.in_flight = deque()
-        self.sums = dict(meta["sums"])  # of the record that is being filled
-        self.began = self.saved = time.monotonic()
-        self.cpu_began = time.process_time()
-        self.booked = []  # times of this process's first steps, for the estimate
-        self.line_start = None  # (time, step) that images per second are counted from
+    Args:
+      task: network, optimizer and constants.
+      order: the images of every step.
+      batches: what the feed makes of them, from the next step on.
+      state: after the last step, on the host.
+      progress: of that step.
+      recorder: gets the metrics of every step.
+      saver: gets the state after every epoch and on request.
+      evaluate: returns the validation error by level, or None without validation.
+    """
 
-    def to(self, total: int, stop: StopRequest) -> tuple[State, dict]:
-        per_epoch = self.schedule.steps_per_epoch(self.images)
-        while self.step < total:
-            batch = next(self.batches)
-            batch["request"] = parallel.everywhere(self._request(stop))
-            self.state, metrics = self.take(self.state, batch)
-            self.step += 1
-            self.in_flight.append((self.step, metrics))
-            if len(self.in_flight) > LAG:
-                self._book(total, per_epoch)
-            ended = self.step % per_epoch == 0
-            if ended:
-                self._validate(total, per_epoch)
-            if ended or self.requested:
-                self._save(total, per_epoch)
-            self._stop_if(self.requested)
-        self._stop_if(parallel.largest(stop.signum))
-        return self._host_state(), self.meta
+    def __init__(
+        self,
+        task: Task,
+        order: Order,
+        batches: grain.DatasetIterator,
+        state: State,
+        progress: Progress,
+        recorder: "_Recorder",
+        saver: "_Saver",
+        evaluate: Callable[[State], dict[str, float]] | None,
+    ) -> None:
+        self._train_step = parallel.pmap(_with_request(fed(make_train_step(task))), donate=True)
+        self._order, self._batches = order, batches
+        self._state, self._step = parallel.replicate(state), progress.step
+        self._progress = progress  # of the last checkpoint, until it is saved anew
+        self._recorder, self._saver, self._evaluate = recorder, saver, evaluate
+        self._in_flight: deque[tuple[int, dict]] = deque()  # steps whose metrics are not read yet
+        self._request = 0  # the greatest that has come back with a step
 
-    def _request(self, stop: StopRequest) -> int:
-        """Return the signal that asks this process to stop, or SAVE if it is time, or 0."""
-        due = time.monotonic() - self.saved > 60 * self.schedule.save_minutes
-        return stop.signum or (SAVE if due else 0)
+    def to_the_end(self, stop: StopRequest) -> tuple[State, Progress]:
+        """Take all remaining steps.
 
-    def _stop_if(self, request: int) -> None:
+        Raises:
+          Interrupted: if a process was asked to stop; the state is saved.
+        """
+        while self._step < len(self._order):
+            batch = next(self._batches)
+            request = stop.signum or (SAVE if self._saver.is_due() else 0)
+            batch["request"] = parallel.per_device(request)
+            self._state, metrics = self._train_step(self._state, batch)
+            self._step += 1
+            self._in_flight.append((self._step, metrics))
+            if len(self._in_flight) > LAG:
+                self._read_oldest_metrics()
+            epoch_ends = self._step % self._order.steps_per_epoch == 0
+            if epoch_ends:
+                self._validate()
+            if epoch_ends or self._request:
+                self._save()
+            self._stop_if_asked(self._request)
+        self._stop_if_asked(parallel.max_over_processes(stop.signum))
+        return parallel.unreplicate(self._state), self._progress
+
+    def _stop_if_asked(self, request: int) -> None:
         if request > SAVE:
-            raise Interrupted(request, self.step)
+            raise Interrupted(request, self._step)
 
-    def _book(self, total: int, per_epoch: int) -> None:
-        """Read the oldest step in flight; write a record where one is full."""
-        step, metrics = self.in_flight.popleft()
-        metrics = {key: value.item() for key, value in parallel.unreplicate(metrics).items()}
-        self.requested = max(self.requested, metrics.pop("request"))
+    def _read_oldest_metrics(self) -> None:
+        step, on_devices = self._in_flight.popleft()
+        metrics = {key: value.item() for key, value in parallel.unreplicate(on_devices).items()}
+        self._request = max(self._request, metrics.pop("request"))
+        self._recorder.add(step, metrics)
+
+    def _read_all_metrics(self) -> None:
+        while self._in_flight:
+            self._read_oldest_metrics()
+
+    def _validate(self) -> None:
+        self._read_all_metrics()
+        if self._evaluate is not None:
+            errors = self._evaluate(self._state)
+            self._recorder.write_validation(self._step, errors)
+            self._progress.validation_error = list(errors.values())[-1]  # at the finest level
+
+    def _save(self) -> None:
+        self._read_all_metrics()
+        self._recorder.flush()
+        progress = self._progress
+        if self._step % self._order.steps_per_epoch:
+            progress.validation_error = None
+        progress.step, progress.sums = self._step, self._recorder.sums
+        progress.iterator = self._batches.get_state()
+        self._saver.save(parallel.unreplicate(self._state), progress)
+        if self._request == SAVE:
+            self._request = 0
+        self._recorder.skip_pause(self._step)
+
+
+class _Recorder:
+    """Sums the metrics of the steps and writes a record every so many steps.
+
+    Args:
+      name: the network's name in progress lines.
+      order: the images of every step.
+      every: steps between records; one is also written at the end of every epoch.
+      tracker: where to write.
+      sums: metrics of the steps since the last record.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        order: Order,
+        every: int,
+        tracker: Tracker | NullTracker,
+        sums: dict[str, float],
+    ) -> None:
+        self.sums = dict(sums)
+        self._name, self._order, self._every, self._tracker = name, order, every, tracker
+        self._times: list[float] = []  # when the first steps of this process ended
+        self._counted_from: tuple[float, int] | None = None  # (time, step), for images per second
+
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        """Add a step's metrics; write a record if it is time.
+
+        Raises:
+          TrainingError: if one is not finite.
+        """
         for key, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"{key.replace('_', ' of level ', 1)} is {value} at step {step}; nothing from "
-                    f"after the last checkpoint is kept. Lower optimizer.learning_rate "
-                    "in a new workdir"
+                    f"{key.replace('_', ' of level ', 1)} is {value} at step {step}; all steps "
+                    "after the last checkpoint are dropped. Lower optimizer.learning_rate, in a "
+                    "new workdir"
                 )
             self.sums[key] = self.sums.get(key, 0) + value
-        self.tracker.advance()
-        self._estimate(total, step)
-        if step % self.schedule.log_every == 0 or step % per_epoch == 0:
-            count = self.sums["count"]
-            record = {"step": step, "epoch": step / per_epoch, "split": "train"}
-            for key, value in self.sums.items():
-                if key != "count":
-                    record[key.replace("errors", "error")] = value / count
-            now = time.monotonic()
-            if self.line_start is not None and now > self.line_start[0]:  # a clock may stand still
-                images = (step - self.line_start[1]) * self.schedule.batch
-                record["images_per_second"] = images / (now - self.line_start[0])
-            self.line_start, self.sums = (now, step), {}
-            self.tracker.write(record)
+        self._tracker.advance()
+        self._estimate_once(step)
+        if step % self._every == 0 or step % self._order.steps_per_epoch == 0:
+            self._write(step)
 
-    def _estimate(self, total: int, step: int) -> None:
-        if len(self.booked) > 5:
+    def write_validation(self, step: int, errors: dict[str, float]) -> None:
+        """Write the error rates of an evaluation, by level."""
+        record = self._record(step, "validation")
+        self._tracker.write(record | {f"error_{level}": e for level, e in errors.items()})
+
+    def flush(self) -> None:
+        """Put the records on disk."""
+        self._tracker.flush()
+
+    def skip_pause(self, step: int) -> None:
+        """Leave out of images per second what happened between `step` and now."""
+        self._counted_from = time.monotonic(), step
+
+    def _write(self, step: int) -> None:
+        """Write the averages since the last record, and begin the next."""
+        record = self._record(step, "train")
+        count = self.sums.pop("count")
+        for key, value in self.sums.items():
+            record[key.replace("errors", "error")] = value / count
+        now = time.monotonic()
+        if (
+            self._counted_from is not None and now > self._counted_from[0]
+        ):  # a clock may stand still
+            images = (step - self._counted_from[1]) * self._order.batch
+            record["images_per_second"] = images / (now - self._counted_from[0])
+        self._counted_from, self.sums = (now, step), {}
+        self._tracker.write(record)
+
+    def _record(self, step: int, split: str) -> dict[str, int | float | str]:
+        return {"step": step, "epoch": step / self._order.steps_per_epoch, "split": split}
+
+    def _estimate_once(self, step: int) -> None:
+        """Say how long the rest will take, once a few steps after the compiled one are timed."""
+        if len(self._times) == TIMED_STEPS:
             return
-        self.booked.append(time.monotonic())
-        if len(self.booked) == 6 and self.booked[5] > self.booked[1]:
-            rate = 4 * self.schedule.batch / (self.booked[5] - self.booked[1])
-            seconds = (total - step) * self.schedule.batch / rate
-            self.tracker.say(
-                f"{self.name}: {total - step} steps of {self.schedule.batch} images to go, "
-                f"{rate:.0f} images/s on {parallel.describe_devices()}: about "
-                f"{format_duration(seconds)}"
+        self._times.append(time.monotonic())
+        began, now = self._times[min(1, len(self._times) - 1)], self._times[-1]
+        if len(self._times) == TIMED_STEPS and now > began:
+            batch, left = self._order.batch, len(self._order) - step
+            rate = (TIMED_STEPS - 2) * batch / (now - began)
+            self._tracker.say(
+                f"{self._name}: {left} steps of {batch} images to go, {rate:.0f} images/s on "
+                f"{parallel.describe_devices()}: about {format_duration(left * batch / rate)}"
             )
 
-    def _drain(self, total: int, per_epoch: int) -> None:
-        while self.in_flight:
-            self._book(total, per_epoch)
 
-    def _validate(self, total: int, per_epoch: int) -> None:
-        self._drain(total, per_epoch)
-        if self.validation is None:
-            return
-        probabilities = self.predictor(self.state, self.validation)
-        record = {"step": self.step, "epoch": self.step / per_epoch, "split": "validation"}
-        for level, p in probabilities.items():
-            labels = self.task.ancestors[level][self.validation.labels]
-            record[f"error_{level}"] = float(np.mean(np.argmax(p, axis=-1) != labels))
-        # Best is by the finest level this network predicts.
-        self.meta["validation_error"] = record[f"error_{list(probabilities)[-1]}"]
-        self.tracker.write(record)
+class _Saver:
+    """Saves checkpoints, knows when the next one is due, and counts the seconds of training.
 
-    def _save(self, total: int, per_epoch: int) -> None:
-        self._drain(total, per_epoch)
-        self.tracker.flush()
-        if self.step % per_epoch:
-            self.meta["validation_error"] = None
-        now = time.monotonic()
-        self.meta.update(step=self.step, sums=self.sums, iterator=self.batches.get_state())
-        self.meta["seconds"] += now - self.began
-        # Older checkpoints do not say; such a run counts from where it goes on.
-        cpu_seconds = self.meta.get("cpu_seconds", 0.0) + time.process_time() - self.cpu_began
-        self.meta["cpu_seconds"] = cpu_seconds
-        state = self._host_state()
+    Args:
+      folder: of the checkpoints.
+      minutes: between two of them.
+    """
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        self._folder, self._seconds = folder, 60 * minutes
+        self._start_clocks()
+
+    def is_due(self) -> bool:
+        """Return whether the last checkpoint, or the start, is longer ago than `minutes`."""
+        return time.monotonic() - self._began > self._seconds
+
+    def save(self, state: State, progress: Progress) -> None:
+        """Save a host state; `progress` gets the seconds since the last checkpoint.
+
+        Raises:
+          TrainingError: if a value of the state is not finite.
+        """
+        progress.seconds += time.monotonic() - self._began
+        progress.cpu_seconds += time.process_time() - self._cpu_began
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
             raise TrainingError(
-                f"the parameters are not finite after step {self.step}, though the loss was; "
-                "nothing from after the last checkpoint is kept. Lower optimizer.learning_rate in "
-                "a new workdir"
+                f"the parameters are not finite after step {progress.step}, though the loss was; "
+                "all steps after the last checkpoint are dropped. Lower optimizer.learning_rate, "
+                "in a new workdir"
             )
-        parallel.on_primary(
-            lambda: checkpoint.save(self.folder / "checkpoints", state, self.meta) or b""
-        )
-        self.began = self.saved = time.monotonic()
-        self.cpu_began = time.process_time()
-        self.requested = self.requested if self.requested > SAVE else 0
-        self.line_start = time.monotonic(), self.step
+        parallel.on_primary(lambda: checkpoint.save(self._folder, state, progress))
+        self._start_clocks()
 
-    def _host_state(self) -> State:
-        return parallel.unreplicate(self.state)
+    def _start_clocks(self) -> None:
+        self._began, self._cpu_began = time.monotonic(), time.process_time()
 
 
 class SplitPredictor:
-    """Predicts every image of a split exactly once, whatever the batch; compiles once."""
+    """Predicts every image of a split exactly once, whatever the batch; compiles once.
 
-    def __init__(self, task: Task, batch: int):
-        self._step = parallel.pmap(fed(make_predict_step(task)))
+    Args:
+      task: network and constants.
+      batch: images per step over all devices.
+    """
+
+    def __init__(self, task: Task, batch: int) -> None:
+        self._predict_step = parallel.pmap(fed(make_predict_step(task)))
         self._batch = batch
-        # In this order, coarsest first; JAX sorts the names in what a step returns.
+        # Coarsest first; JAX would return the names in alphabetical order.
         self._levels = [level for level, _ in task.network.heads]
 
     def __call__(self, replicated: State, split: Samples) -> dict[str, np.ndarray]:
@@ -317,7 +430,7 @@ class SplitPredictor:
         parts = []
         with contextlib.closing(make_feed(split, resident=False)(plan)) as batches:
             for batch, count in zip(batches, counts, strict=True):
-                positions, probs = parallel.unreplicate(self._step(replicated, batch))
+                positions, probs = parallel.unreplicate(self._predict_step(replicated, batch))
                 counted = np.argsort(positions)[:count]
                 parts.append({level: p[counted] for level, p in probs.items()})
         result = {level: np.concatenate([part[level] for part in parts]) for level in self._levels}

@@ -1,4 +1,4 @@
-"""What a run says while it runs: `metrics.jsonl` (the record), TensorBoard (the view), progress."""
+"""Records of a run while it trains: `metrics.jsonl`, TensorBoard, and progress on the terminal."""
 
 import json
 import os
@@ -6,28 +6,39 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
+from hiercls_jax.files import atomic_write
+
+Record = dict[str, Any]  # `step`, `split` (str), and numbers by name
+
 
 class Tracker:
     """Writes records to `metrics.jsonl` and TensorBoard, and shows progress on the terminal.
 
-    Opened at `step`, it first drops records from after it (a run that was killed had gone on
-    since its last checkpoint), so that the file has no step twice.
+    It first drops the records of steps after `step`, so that the file has no step twice: a run
+    that was killed had gone on after its last checkpoint.
+
+    Args:
+      folder: gets `metrics.jsonl` and `tensorboard/`.
+      name: the network's name in progress lines.
+      step: steps taken so far.
+      total: steps of the whole run.
     """
 
-    def __init__(self, folder: Path, name: str, step: int, total: int):
+    def __init__(self, folder: Path, name: str, step: int, total: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        _keep_until(self._path, step)
+        _drop_after(self._path, step)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
-        self._board = _Board(folder / "tensorboard", step)
+        self._board = _TensorBoard(folder / "tensorboard", step)
         self._name, self._total, self._started = name, total, time.monotonic()
-        # A bar where someone watches; plain lines in a pipe.
+        # A bar on a terminal; plain lines in a pipe.
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(
@@ -39,8 +50,8 @@ class Tracker:
         if self._bar is not None:
             self._bar.update()
 
-    def write(self, record: dict) -> None:
-        """Add a record: `step`, `split` and numbers."""
+    def write(self, record: Record) -> None:
+        """Add a record."""
         self._file.write(json.dumps(record) + "\n")
         self._board.write(record)
         if self._bar is None or record["split"] != "train":
@@ -54,7 +65,7 @@ class Tracker:
         sys.stdout.flush()
 
     def flush(self) -> None:
-        """Put what was written on disk, as a checkpoint that follows must find it there."""
+        """Force all records to disk; a checkpoint must not be newer than its records."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -67,18 +78,18 @@ class Tracker:
             self._bar.close()
 
 
-class _Board:
-    """A TensorBoard event file, written at once and by the thread that asks for it.
+class _TensorBoard:
+    """A TensorBoard event file that is written at once, by the calling thread.
 
-    The package's own writer has a thread and a hook at exit, where a full disk becomes tracebacks
-    that nothing can catch.
+    TensorBoard's own writer has a thread and a hook at exit. There a full disk raises errors that
+    nothing can catch.
 
     Args:
       folder: gets one more event file.
-      step: TensorBoard forgets what older files of the folder say of later steps.
+      step: TensorBoard ignores steps after it in older files of the folder.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{step}"
         self._file = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115, closed by close()
@@ -86,8 +97,8 @@ class _Board:
         self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._file.flush()
 
-    def write(self, record: dict) -> None:
-        """Add a record's numbers, for whoever watches."""
+    def write(self, record: Record) -> None:
+        """Add a record's numbers."""
         values = [
             Summary.Value(tag=f"{record['split']}/{key}", simple_value=value)
             for key, value in record.items()
@@ -105,11 +116,11 @@ class _Board:
 
 
 class NullTracker:
-    """The tracker of a process that neither writes nor talks."""
+    """The tracker of a process that neither writes nor prints."""
 
     def advance(self) -> None: ...
 
-    def write(self, record: dict) -> None: ...
+    def write(self, record: Record) -> None: ...
 
     def say(self, line: str) -> None: ...
 
@@ -118,13 +129,13 @@ class NullTracker:
     def close(self) -> None: ...
 
 
-def records(folder: Path) -> list[dict]:
-    """Return what a tracker has written to a folder; nothing, where it has written nothing."""
-    return [record for _, record in _whole_lines(folder / "metrics.jsonl")]
+def records(folder: Path) -> list[Record]:
+    """Return the records that a tracker has written to a folder, or none."""
+    return [record for _, record in _complete_lines(folder / "metrics.jsonl")]
 
 
-def describe(record: dict) -> str:
-    """Return a record in words: split, losses, errors in percent, images per second."""
+def describe(record: Record) -> str:
+    """Return a record as a line: split, losses, errors in percent, images per second."""
     parts = [f"{record['split']}:"]
     for key, value in record.items():
         if key.startswith("loss"):
@@ -136,21 +147,21 @@ def describe(record: dict) -> str:
     return "  ".join(parts)
 
 
-def _keep_until(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int) -> None:
+    """Remove the records of later steps from `metrics.jsonl`, atomically."""
     if not path.exists():
         return
-    kept = [line + "\n" for line, record in _whole_lines(path) if record["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    kept = [line + "\n" for line, record in _complete_lines(path) if record["step"] <= step]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
-def _whole_lines(path: Path) -> list[tuple[str, dict]]:
-    """Return each line and its record, up to one that a kill has cut; none without a file.
+def _complete_lines(path: Path) -> list[tuple[str, Record]]:
+    """Return each line and its record, up to a line that a kill has cut; none without a file.
 
-    What follows a cut is younger than the newest checkpoint.
+    Records after the cut are newer than the newest checkpoint.
     """
-    found = []
+    lines = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
@@ -158,8 +169,8 @@ def _whole_lines(path: Path) -> list[tuple[str, dict]]:
                 int(record["step"])
             except (ValueError, KeyError, TypeError):
                 break
-            found.append((line, record))
-    return found
+            lines.append((line, record))
+    return lines
 
 
 def format_duration(seconds: float) -> str:
