@@ -155,6 +155,18 @@ class Hierarchy:
         """Return the class names of `cut(level)`, in its order."""
         return tuple(self.names[where][i] for where, i in self.cut(level))
 
+    def cut_probs(self, levels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return every level's probabilities over its cut, L arrays `[N, K_l]`.
+
+        Args:
+          levels: L arrays `[N, N_l]`, the probabilities of each level's classes.
+        """
+        leaves = [p[:, self.is_leaf(level)] for level, p in enumerate(levels[:-1])]
+        return [
+            np.concatenate([p, *leaves[:level]], axis=1) if self.ragged else p
+            for level, p in enumerate(levels)
+        ]
+
     def cut_parents(self, level: int) -> np.ndarray:
         """Return int32: for each row of `cut(level + 1)`, the row of `cut(level)` above it.
 

@@ -170,6 +170,20 @@ def coherence_gap(p_upper, p_lower, parents) -> float:
     return _mean(np.abs(np.asarray(p_upper) - q).sum(axis=1)) / 2
 
 
+def coherence_gaps(probs: Sequence, hierarchy: Hierarchy) -> dict[str, float]:
+    """Return the `coherence_gap` of each pair of neighbouring levels, by 'upper/lower'.
+
+    Args:
+      probs: L float arrays `[N, K_l]` over the levels' cuts, coarsest first.
+      hierarchy: L levels.
+    """
+    pairs = zip(hierarchy.levels, hierarchy.levels[1:], strict=False)
+    return {
+        f"{upper}/{lower}": coherence_gap(probs[i], probs[i + 1], hierarchy.cut_parents(i))
+        for i, (upper, lower) in enumerate(pairs)
+    }
+
+
 def consistency_rate(probs: Sequence, hierarchy: Hierarchy) -> float:
     """Return the share of samples whose most probable classes lie on one path of the tree.
 
