@@ -3,7 +3,6 @@
 import sys
 
 import small
-from absl import app
 
 from hiercls_jax.commands import train
 from hiercls_jax.models import registry
@@ -11,4 +10,4 @@ from hiercls_jax.models import registry
 registry.register("toy", small.Toy)
 
 if __name__ == "__main__":
-    app.run(train.main, argv=sys.argv, flags_parser=train.parse_flags)
+    sys.exit(train.main(sys.argv))

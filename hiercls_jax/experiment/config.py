@@ -82,6 +82,17 @@ def variant(name: str) -> Callable[..., ConfigDict]:
     return partial(compose, name)
 
 
+def named_config(text: str) -> ConfigDict:
+    """Return the config that `merge1` or `merge1:quick,seed=3` names."""
+    name, _, arguments = text.partition(":")
+    if name not in VARIANTS:
+        raise ConfigError(
+            f"there is no config '{name}'; allowed are {', '.join(VARIANTS)}, with arguments after "
+            "a colon (merge1:quick), or a file by --config=FILE"
+        )
+    return compose(name, arguments)
+
+
 def compose(name: str, arguments: str | None = None) -> ConfigDict:
     """Return the config of a variant, changed by a string of arguments.
 

@@ -15,7 +15,7 @@ from hiercls_jax.errors import UserError, preview
 from hiercls_jax.evaluation import predictions
 from hiercls_jax.evaluation.evaluate import adapted, evaluate
 from hiercls_jax.evaluation.predictions import Predictions
-from hiercls_jax.files import atomic_write, cache_folder
+from hiercls_jax.files import atomic_write
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.models.costs import format_table, merge_summaries, summarise
 from hiercls_jax.report import figures, page
@@ -58,7 +58,6 @@ def run(
     workdir = Path(config.workdir)
     processes = (cluster.processes or 1) if cluster is not None else 1
     parallel.use_cpu_devices(config.train.batch, config.run.cpu_devices, processes)
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if cluster is not None:
         parallel.join(cluster)
     if parallel.on_primary(lambda: _finished(workdir, config, train)):

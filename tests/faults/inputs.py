@@ -30,8 +30,6 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import flags
-from absl.testing import flagsaver
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -194,17 +192,15 @@ def read_command(value, where: Path) -> None:
 
     out, err = io.StringIO(), io.StringIO()
     with (
-        flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
         unittest.mock.patch.multiple(run, run=build, summary=build),
         unittest.mock.patch.object(os, "_exit", sys.exit),  # how one of several processes ends
-        unittest.mock.patch.object(sys, "argv", argv),  # in which config_flags looks for fields
     ):  # fmt: skip
-        flags.FLAGS.unparse_flags()
         try:
-            status = train.main(train.parse_flags(argv))
+            status = train.main(argv)
         except SystemExit as stop:
             status = stop.code
-    if status == 0 or not err.getvalue():  # --help ends with 1 and prints to stdout
+    if status == 0 or not err.getvalue():  # --help prints to stdout
         return
     first, *rest = err.getvalue().splitlines()
     advice = ["See: python -m hiercls_jax.main --help"] if status == 2 else []
