@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.data import sources
 from hiercls_jax.data.dataset import Dataset, Samples, hold_out
-from hiercls_jax.experiment.config import ConfigError, family, data_request
+from hiercls_jax.experiment.config import ConfigError, data_request, family
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.models.branched import Branched
 from hiercls_jax.models.variants import VARIANTS

@@ -115,9 +115,7 @@ FIELDS = {
         lambda weights: all(_is_number(w) and 0 <= w < _LARGEST for w in weights),
     ),
     "optimizer.schedule": _one_of(_SCHEDULES),
-    "optimizer.learning_rate": Allowed(
-        "above 0 and finite in float32", lambda x: 0 < x < _LARGEST
-    ),
+    "optimizer.learning_rate": Allowed("above 0 and finite in float32", lambda x: 0 < x < _LARGEST),
     "optimizer.warmup_learning_rate": _FROM_0,
     "optimizer.warmup_steps": Allowed("at least 0 and below 2**31", lambda n: 0 <= n < 2**31),
     "optimizer.momentum": Allowed("at least 0 and below 1", lambda x: 0 <= x < 1),
