@@ -23,8 +23,8 @@ def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy, rule: str = "
       rule: how the levels are adapted, a key of `RULES`.
 
     Returns:
-      `rule`; `alpha`, how it was chosen, and the 95 % bootstrap interval of the choice; `test_error` (in
-      [0, 1]) by setting (`alpha=0`, `alpha=1`, the largest alpha, `tuned`) and level;
+      `rule`; `alpha`, how it was chosen, and the 95 % bootstrap interval of the choice;
+      `test_error` (in [0, 1]) by setting (`alpha=0`, `alpha=1`, the largest, `tuned`) and level;
       `validation_error` likewise; `curve` of test errors; `coherence_gap` between neighbouring
       levels and further `measures`, before adaptation and after, with the chosen alpha.
     """
@@ -84,9 +84,7 @@ def _measures(probs: list, labels: list, hierarchy: Hierarchy) -> dict:
     }
 
 
-def _evidence(
-    predictions: Predictions, hierarchy: Hierarchy, rule: str
-) -> tuple[list, list, list]:
+def _evidence(predictions: Predictions, hierarchy: Hierarchy, rule: str) -> tuple[list, list, list]:
     """Return what the exact curve is made of: probabilities, their target, labels, by level."""
     return (*adapted(predictions, hierarchy, 1.0, rule), list(predictions.labels.values()))
 

@@ -115,9 +115,7 @@ FIELDS = {
         lambda weights: all(_is_number(w) and 0 <= w < _LARGEST for w in weights),
     ),
     "optimizer.schedule": _one_of(_SCHEDULES),
-    "optimizer.learning_rate": Allowed(
-        "above 0 and finite in float32", lambda x: 0 < x < _LARGEST
-    ),
+    "optimizer.learning_rate": Allowed("above 0 and finite in float32", lambda x: 0 < x < _LARGEST),
     "optimizer.warmup_learning_rate": _FROM_0,
     "optimizer.warmup_steps": Allowed("at least 0 and below 2**31", lambda n: 0 <= n < 2**31),
     "optimizer.momentum": Allowed("at least 0 and below 1", lambda x: 0 <= x < 1),
@@ -245,7 +243,7 @@ def check(config: ConfigDict) -> None:
             "configs/merge1.py; for all variants with several seeds, run python -m hiercls_jax grid"
         )
     for field, allowed in FIELDS.items():
-        value = config_value(config, field)
+        value = _value(config, field)
         if value is not None and not allowed.test(value):
             raise ConfigError(f"{field} must be {allowed.text}, not {value!r}{allowed.advice}")
     _check_schedule(config.optimizer)
@@ -285,7 +283,7 @@ def data_request(config: ConfigDict) -> Request:
     )
 
 
-def config_value(config: ConfigDict, field: str) -> Any:
+def _value(config: ConfigDict, field: str) -> Any:
     """Return the value at a dotted path, or None if there is none."""
     value: Any = config
     for part in field.split("."):
