@@ -1,22 +1,29 @@
-"""Measures of predicted probabilities and classes: pure functions of arrays."""
+"""Measures of predicted probabilities and classes: pure functions of arrays, on the host.
 
-from hiercls_jax.metrics.metrics import (
-    PROBABILITY_FLOOR,
-    Reliability,
-    brier_score,
-    check_scores,
+Each is a sum over samples, divided once.
+"""
+
+from hiercls_jax.metrics.checks import check_scores
+from hiercls_jax.metrics.coherence import (
     child_sums,
     coherence_gap,
     coherence_gaps,
     consistency_rate,
+)
+from hiercls_jax.metrics.scores import (
+    PROBABILITY_FLOOR,
+    Reliability,
+    brier_score,
     expected_calibration_error,
+    negative_log_likelihood,
+    reliability,
+    topk_error,
+)
+from hiercls_jax.metrics.tree import (
     hierarchical_distance,
     hierarchical_scores,
     lca_height,
     mistake_severity,
-    negative_log_likelihood,
-    reliability,
-    topk_error,
 )
 
 __all__ = [

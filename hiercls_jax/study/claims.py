@@ -17,7 +17,6 @@ from hiercls_jax.study.verdicts import (
     MARGIN,
     MARGIN_ALPHA,
     MARGIN_STEP,
-    NEAR,
     NOT_RUN,
     UNDECIDED,
     Claim,
@@ -172,7 +171,7 @@ def claims(network: Network) -> list[Claim]:
             tuple(
                 about_optimum(
                     f"{name[level]}: best α − 1",
-                    NEAR,
+                    EQUAL,
                     lambda curves, level=level: mean_optimum(curves, level) - 1,
                 )
                 for level in (coarse, fine)

@@ -163,8 +163,8 @@ def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
         f"90 % interval lies within ±{MARGIN:g} points (±{MARGIN_STEP:g} for steps "
         f"of α, ±{MARGIN_ALPHA:g} for α itself, ±1 % for costs); a test that expects one "
         "fails there, as it does where the difference is significant the other way; one that "
-        "expects none fails where it is significant, or for α beyond the margin. All tests are "
-        "listed below.",
+        "expects none fails if the 95 % interval lies beyond that margin. All tests are listed "
+        "below.",
         ("", "network", "claim", "differences found", "tests that hold", "verdict"),
         rows,
         (0,) * 6,

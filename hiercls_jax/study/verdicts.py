@@ -17,11 +17,11 @@ from hiercls_jax.metrics.significance import Evidence
 from hiercls_jax.study.summary import Cell, Summary
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "fails", "not decided at this scale", "not run"
-MARGIN = 0.5  # percentage points of error: less is no difference
+MARGIN = 0.5  # percentage points of error: a smaller difference is negligible
 MARGIN_STEP = 0.05  # the same for neighbouring alphas, whose errors differ by little at most
 MARGIN_ALPHA = 0.25  # an optimum this near to 1 is near to 1
-# What a test expects of a difference: below 0; none; none to speak of; some.
-LESS, EQUAL, NEAR, DIFFERENT = "less", "equal", "near", "different"
+# What a test expects of a difference: below 0; within ± the margin; not 0.
+LESS, EQUAL, DIFFERENT = "less", "equal", "different"
 
 # Of a variant, a level and an ensemble size, errors in percent: [..., A].
 Curves = Callable[[str, int, int], np.ndarray]
@@ -42,8 +42,7 @@ class Test:
 
     Args:
       what: the difference, in words.
-      expects: that it is `LESS` than 0, `DIFFERENT` from 0, or within the margin: `EQUAL` is
-        refuted by any difference that is significant, `NEAR` by one that is beyond the margin.
+      expects: that it is `LESS` than 0, `DIFFERENT` from 0, or within the margin (`EQUAL`).
       statistic: of `Curves`, the difference, `[...]`.
       variants: that it needs.
       size: of the ensembles that it needs; 1 is decided over seeds.
@@ -218,14 +217,17 @@ def _evidence(test: Test, network: Network) -> tuple[Evidence | None, Evidence |
 
 
 def _verdict(test: Test, evidence: Evidence, p: float) -> str:
-    """Return what evidence says, its p-value being corrected to `p`."""
-    if test.expects in (EQUAL, NEAR):
+    """Return what evidence says, its p-value being corrected to `p`.
+
+    `EQUAL` asks how large the difference is: the test holds if two one-sided tests show it to be
+    within the margin, and fails if its 95 % interval lies beyond the margin. Whether it differs
+    from 0 does not matter: a difference can be significant and negligible.
+    """
+    if test.expects == EQUAL:
         if evidence.within(test.margin):
             return HOLDS
-        if test.expects == NEAR:
-            beyond = evidence.low > test.margin or evidence.high < -test.margin
-        else:
-            beyond = p < significance.LEVEL
+        # One-sided at 2.5 %. A claim has at most two such tests, and so errs in 5 % of cases.
+        beyond = evidence.low > test.margin or evidence.high < -test.margin
         return FAILS if beyond else UNDECIDED
     wanted = test.expects == DIFFERENT or evidence.mean < 0
     if p < significance.LEVEL:
