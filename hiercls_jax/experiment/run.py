@@ -193,9 +193,7 @@ def _record(
     return {
         "command": shlex.join(["python", "-m", "hiercls_jax.main", *command]),
         "config": experiment.flatten(config),
-        "parameters": sum(
-            leaf.size for one in trained for leaf in jax.tree.leaves(one.state.params)
-        ),
+        "parameters": sum(leaf.size for leaf in parameters),
         "input": {  # what a predictor needs to know of the images that the networks learned from
             "shape": list(data.train.image_shape),
             "mean": task.mean.tolist(),
