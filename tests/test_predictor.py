@@ -144,7 +144,7 @@ def test_it_says_what_its_run_said(trained, workdir, images):
 def test_it_says_in_a_line_what_it_is(trained):
     """Printed, it is what goes in, what comes out and its alpha, not all that it has learned."""
     assert repr(trained) == (
-        "Predictor(uint8 [N, 8, 8, 3] to 'tone' [N, 2], 'colour' [N, 4]; alpha = 0.70)"
+        "Predictor(uint8 [N, 8, 8, 3] to 'tone' [N, 2], 'colour' [N, 4]; rule 'kl', alpha = 0.70)"
     )
 
 

@@ -65,7 +65,7 @@ def _guesses(trained: Predictor, of_level: dict[str, np.ndarray], image: int) ->
 
 
 def _as_json(trained: Predictor, files: list[str], answer: Answer) -> str:
-    def listed(of_level, image):
+    def listed(of_level: dict[str, np.ndarray], image: int) -> dict[str, list]:
         return {
             level: [{"class": name, "probability": p} for name, p in guesses]
             for level, guesses in _guesses(trained, of_level, image).items()

@@ -24,7 +24,7 @@ def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy, rule: str = "
 
     Returns:
       `rule`; `alpha`, how it was chosen, and the 95 % bootstrap interval of the choice;
-      `test_error` (in [0, 1]) by setting (`alpha=0`, `alpha=1`, the largest alpha, `tuned`) and level;
+      `test_error` (in [0, 1]) by setting (`alpha=0`, `alpha=1`, the largest, `tuned`) and level;
       `validation_error` likewise; `curve` of test errors; `coherence_gap` between neighbouring
       levels and further `measures`, before adaptation and after, with the chosen alpha.
     """

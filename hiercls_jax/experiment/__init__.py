@@ -1,4 +1,4 @@
-"""Experiments: the config with every default, its validation, and what is built from it."""
+"""Experiments: the config with every default, its validation, and the data and networks of one."""
 
 from hiercls_jax.experiment.build import (
     Network,
@@ -11,11 +11,11 @@ from hiercls_jax.experiment.build import (
     networks,
 )
 from hiercls_jax.experiment.config import (
+    ADDED_LATER,
     PRESETS,
     ConfigError,
     check,
     compose,
-    config_value,
     flatten,
     identity,
     named_config,
@@ -25,6 +25,7 @@ from hiercls_jax.experiment.config import (
 )
 
 __all__ = [
+    "ADDED_LATER",
     "ConfigError",
     "Network",
     "PRESETS",
@@ -32,7 +33,6 @@ __all__ = [
     "check",
     "check_devices",
     "compose",
-    "config_value",
     "flatten",
     "identity",
     "image_shape",

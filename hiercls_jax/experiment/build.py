@@ -103,11 +103,11 @@ def architectures(
     config: ConfigDict, hierarchy: Hierarchy, axis_name: str | None = None
 ) -> dict[str, Branched]:
     """Return a variant's networks by name: one for all levels, or one per level, of its name."""
-    merge, family = VARIANTS[config.variant], family(config)
+    merge, arch = VARIANTS[config.variant], family(config)
     heads = tuple(zip(hierarchy.levels, hierarchy.sizes, strict=True))
     if merge is None:
-        return {level: Branched(family, ((level, n),), 0, axis_name) for level, n in heads}
-    return {config.variant: Branched(family, heads, merge, axis_name)}
+        return {level: Branched(arch, ((level, n),), 0, axis_name) for level, n in heads}
+    return {config.variant: Branched(arch, heads, merge, axis_name)}
 
 
 def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[Network]:

@@ -243,7 +243,7 @@ def check(config: ConfigDict) -> None:
             "configs/merge1.py; for all variants with several seeds, run python -m hiercls_jax grid"
         )
     for field, allowed in FIELDS.items():
-        value = config_value(config, field)
+        value = _value(config, field)
         if value is not None and not allowed.test(value):
             raise ConfigError(f"{field} must be {allowed.text}, not {value!r}{allowed.advice}")
     _check_schedule(config.optimizer)
@@ -283,7 +283,7 @@ def data_request(config: ConfigDict) -> Request:
     )
 
 
-def config_value(config: ConfigDict, field: str) -> Any:
+def _value(config: ConfigDict, field: str) -> Any:
     """Return the value at a dotted path, or None if there is none."""
     value: Any = config
     for part in field.split("."):
