@@ -19,7 +19,7 @@ from jax import export
 
 from hiercls_jax import experiment
 from hiercls_jax.adaptation.tree import adjust_tree
-from hiercls_jax.data import folder
+from hiercls_jax.data import image_files
 from hiercls_jax.errors import UserError
 from hiercls_jax.files import atomic_write
 from hiercls_jax.hierarchy import Hierarchy
@@ -111,7 +111,7 @@ class Predictor:
         Raises:
           DataError: for a file that is not there or is no PNG, JPEG or WebP, naming it.
         """
-        return folder.read_files(files, self.shape[:2])
+        return image_files.read_files(files, self.shape[:2])
 
     def of_files(self, files: Sequence) -> Answer:
         """Return what the predictor says of image files, no more than a batch of them in memory.
