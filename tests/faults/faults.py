@@ -205,8 +205,8 @@ class Fault:
       says: a pattern that the output must match if the status is 0 or 1.
       processes: how many train together.
       stopped: whether it happens to a run that was stopped half-way, between two commands.
-      resumes: whether the same command again ends as if there had been no fault; otherwise the error
-        stays, and so do all files.
+      resumes: whether the same command again ends as if there had been no fault; otherwise the
+        error stays, and so do all files.
       cut: lines of the metrics that the fault itself removes.
       mounts: whether it mounts a disk.
     """
