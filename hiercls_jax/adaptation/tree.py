@@ -125,9 +125,13 @@ def interpolate(
 
 @jax.jit
 def _interpolate(probs: Levels, target: Levels, alpha: jax.Array) -> tuple[jax.Array, ...]:
-    alpha = jnp.broadcast_to(alpha, (len(probs),))
-    mixed = [(1 - a) * p + a * t for p, t, a in zip(probs, target, alpha, strict=True)]
-    return tuple(jnp.where(p < 0, 0, p) for p in mixed)  # has slope 1 at 0, unlike maximum
+    # Unlike maximum, where has the slope 1 at 0.
+    return tuple(jnp.where(p < 0, 0, p) for p in _mix(probs, target, alpha))
+
+
+def _mix(probs: Levels, target: Levels, alpha: jax.Array) -> tuple[jax.Array, ...]:
+    pairs = zip(probs, target, jnp.broadcast_to(alpha, (len(probs),)), strict=True)
+    return tuple((1 - a) * p + a * t for p, t, a in pairs)
 
 
 def marginals(probs: Sequence[ArrayLike], hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
@@ -214,7 +218,7 @@ def _adjust(
     weights: jax.Array | np.ndarray,
     beta: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    return interpolate(probs, others(probs, parents, is_leaf, weights, NUMBERS), beta)
+    return _mix(probs, others(probs, parents, is_leaf, weights, NUMBERS), beta)
 
 
 def prepare_tree(
