@@ -5,7 +5,7 @@
     Q_coarse[i] = Σ_{s(j)=i} P_fine[j]        q = segment_sum(p_fine, s)
     target = (P_coarse[i] + Q_coarse[i]) / 2
     coarse′[i] = (1-α) P_coarse[i] + α target  coarse = (1-β) p_coarse + β q,     β = α/2
-    fine_target = P_fine[j] target / Q[i]     share = p_fine / q[s], 1/n where q is 0
+    fine_target = P_fine[j] target / Q[i]     share = p_fine / q[s], 1/n if q is 0
     fine′[j] = (1-α) P_fine[j] + α fine_target fine = (1-β) p_fine + β share p_coarse[s]
 
 The two columns are equal if Q > 0. The right one suits floating point. It is never negative for α

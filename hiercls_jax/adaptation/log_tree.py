@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from hiercls_jax.adaptation.checks import check_levels
 from hiercls_jax.adaptation.layout import Levels, classes_first
-from hiercls_jax.adaptation.share import Ids, group_sizes
+from hiercls_jax.adaptation.share import Ids, column, group_sizes
 from hiercls_jax.adaptation.tree import Arithmetic, leaves, others, prepare_tree
 from hiercls_jax.hierarchy import Hierarchy
 
@@ -85,10 +85,11 @@ def log_marginals(logits: Sequence[ArrayLike], hierarchy: Hierarchy) -> tuple[ja
     """
     reached: jax.Array | float = 0.0
     scaled: list[jax.Array] = []
-    for x, leaf in zip(check_levels(logits, hierarchy), leaves(hierarchy), strict=True):
-        scaled.append(jax.nn.log_softmax(x) + reached)
+    for level, leaf in zip(check_levels(logits, hierarchy), leaves(hierarchy), strict=True):
+        scaled.append(jax.nn.log_softmax(level) + reached)
         if leaf.any():
-            inner = jnp.moveaxis(scaled[-1][..., ~leaf], -1, 0)
+            x = jnp.moveaxis(scaled[-1], -1, 0)
+            inner = jnp.where(column(leaf, x), -jnp.inf, x)  # one shape, whatever the tree
             reached = jnp.moveaxis(log_group_sum(inner, np.zeros(len(inner), int), 1), 0, -1)
     return tuple(scaled)
 

@@ -54,7 +54,7 @@ def adjust_tree(
     equal levels, L / (L - 1) for L of them (`largest_alpha`).
 
     Pure and jitted; one compilation serves every α and every weight. Differentiable, with finite
-    values for every input, and finite gradients where these lie in the dtype's range.
+    values for every input, and finite gradients if these lie in the dtype's range.
 
     Args:
       probs: L arrays `[..., N_l]`, coarsest level first, all with the same leading axes;
