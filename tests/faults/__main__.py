@@ -79,13 +79,13 @@ def _prepared(work: Path) -> dict[int, float]:
 
 
 def _feed(count: int, work: Path) -> None:
-    from tests.faults import inputs
+    from tests.faults import feed, inputs
 
     done = {line["reader"] for line in _lines(work / "inputs.jsonl")}
     for reader in inputs.READERS:
         if reader.name not in done:
             began = time.monotonic()
-            found = inputs.tally(reader, count, work / "inputs")
+            found = feed.tally(reader, count, work / "inputs")
             seconds = round(time.monotonic() - began)
             line = {**vars(found), "inputs": found.inputs, "seconds": seconds, "commit": commit()}
             _add(work / "inputs.jsonl", line)

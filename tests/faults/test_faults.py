@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import faults, inputs, training
+from tests.faults import faults, feed, inputs, training
 
 ROOT = Path(__file__).parents[2]
 REFUSED = "error: File exists, and no checkpoint is whole"
@@ -23,7 +23,7 @@ def test_readers_accept_or_refuse_in_one_line(reader, tmp_path):
 
     Nothing outside the input's folder is touched, nothing unpickled, no memory used up.
     """
-    tally = inputs.tally(dataclasses.replace(reader, bombs={}), 12, tmp_path / "inputs")
+    tally = feed.tally(dataclasses.replace(reader, bombs={}), 12, tmp_path / "inputs")
     assert not tally.failures
     assert tally.inputs >= 12
 
@@ -94,8 +94,8 @@ def own_and_outside(tmp_path):
 
 @pytest.mark.parametrize("escape", ESCAPES, ids=lambda escape: escape.__name__)
 def test_the_watch_sees_what_leaves_the_folder(own_and_outside, escape):
-    """Whatever is written, removed or changed outside, through links or a similar name."""
-    with inputs._watched(own_and_outside[0]) as touched:
+    """Whatever is written, removed or changed outside, by links or by a name that begins alike."""
+    with feed.watched(own_and_outside[0]) as touched:
         escape(*own_and_outside)
     assert touched
 
@@ -104,7 +104,7 @@ def test_the_watch_sees_nothing_else(own_and_outside, tmp_path):
     """Reading anywhere, and writing in the folder by any of its names, is not reported."""
     own, outside = own_and_outside
     (tmp_path / "name").symlink_to(own)
-    with inputs._watched(tmp_path / "name") as touched:
+    with feed.watched(tmp_path / "name") as touched:
         for here in (own, tmp_path / "name"):
             (here / "link").symlink_to(outside / "file")
             assert (here / "link").read_text() == "precious"
