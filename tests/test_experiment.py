@@ -223,18 +223,33 @@ def test_a_config_is_locked():
         ({"data__validation_seed": -1}, "data.validation_seed must be an integer from 0"),
         ({"data__validation": 0.0}, "between 0 and 1, not 0.0; to hold nothing out.*final=True"),
         ({"data__validation": 1.0}, "between 0 and 1, not 1.0"),
-        ({"train__loss_weights": (1.0, -1.0)}, r"must be numbers of at least 0, .*, not \(1.0, -1.0\)"),
+        (
+            {"train__loss_weights": (1.0, -1.0)},
+            r"must be numbers of at least 0, .*, not \(1.0, -1.0\)",
+        ),
         ({"train__loss_weights": ("a", "b")}, "numbers of at least 0"),
         ({"train__loss_weights": (1.0, float("nan"))}, "numbers of at least 0"),
-        ({"optimizer__schedule": "cosine"}, "optimizer.schedule must be one of step, onecycle, not 'cosine'"),
+        (
+            {"optimizer__schedule": "cosine"},
+            "optimizer.schedule must be one of step, onecycle, not 'cosine'",
+        ),
         ({"optimizer__schedule": "onecycle"}, "onecycle needs optimizer.peak_at"),
         ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate must be above 0 .*, not 0.0"),
-        ({"optimizer__learning_rate": float("nan")}, "optimizer.learning_rate must be above 0 .*, not nan"),
+        (
+            {"optimizer__learning_rate": float("nan")},
+            "optimizer.learning_rate must be above 0 .*, not nan",
+        ),
         ({"optimizer__learning_rate": 1e39}, "above 0 and finite in float32, not 1e.39"),
-        ({"optimizer__warmup_learning_rate": float("nan")}, "warmup_learning_rate must be at least 0"),
+        (
+            {"optimizer__warmup_learning_rate": float("nan")},
+            "warmup_learning_rate must be at least 0",
+        ),
         ({"optimizer__warmup_steps": -1}, "warmup_steps must be at least 0 and below"),
         ({"optimizer__momentum": 1.0}, "momentum must be at least 0 and below 1, not 1.0"),
-        ({"optimizer__weight_decay": float("inf")}, "weight_decay must be at least 0 and finite in float32, not inf"),
+        (
+            {"optimizer__weight_decay": float("inf")},
+            "weight_decay must be at least 0 and finite in float32, not inf",
+        ),
         ({"optimizer__decay_factor": -1.0}, "decay_factor must be at least 0 .*, not -1.0"),
         ({"optimizer__decay_at": ("a",)}, r"decay_at must be a tuple of fractions.*, not \('a',\)"),
         ({"optimizer__decay_at": (0.5, 1.5)}, r"each from 0 to 1, not \(0.5, 1.5\)"),
@@ -255,7 +270,9 @@ def test_wrong_fields_are_refused(fields, message):
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
 def test_a_cycle_has_its_peak_inside(value):
     """The peak of the learning rate lies between the first step and the last."""
-    with pytest.raises(ConfigError, match=f"peak_at must be a fraction .*between 0 and 1, not {value}"):
+    with pytest.raises(
+        ConfigError, match=f"peak_at must be a fraction .*between 0 and 1, not {value}"
+    ):
         check(changed(compose("merge1", "quick"), optimizer__peak_at=value))
 
 
