@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     options = _parse(argv)
     work = partial(_train, options, argv[1:])
-    return _one_of_many(work) if options.distributed else work()
+    return _one_of_many(work) if options["distributed"].value else work()
 
 
 def _one_of_many(work: Callable[[], int]) -> int:
@@ -139,8 +139,8 @@ def _train(options: flags.FlagValues, command: Sequence[str]) -> int:
 def _cluster(options: flags.FlagValues) -> Cluster | None:
     explicit = (options.coordinator, options.processes, options.process_id)
     given = [value is not None for value in explicit]
-    if any(given) and not (all(given) and options.distributed):
+    if any(given) and not (all(given) and options["distributed"].value):
         raise UserError(
             "--coordinator, --processes and --process_id go together, and with --distributed"
         )
-    return Cluster(*explicit) if options.distributed else None
+    return Cluster(*explicit) if options["distributed"].value else None

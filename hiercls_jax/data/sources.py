@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from hiercls_jax.data.dataset import DataError, Request, Samples
-from hiercls_jax.data.stream import Once
+from hiercls_jax.data.stream import OnPrimary
 from hiercls_jax.hierarchy import Hierarchy
 
 
@@ -21,14 +21,14 @@ class SourceModule(Protocol):
         """Return the data set's own hierarchy; only if `Source.needs` has no `hierarchy`."""
 
     def load_splits(
-        self, request: Request, hierarchy: Hierarchy, once: Once
+        self, request: Request, hierarchy: Hierarchy, on_primary: OnPrimary
     ) -> Mapping[str, Samples]:
         """Return the splits 'train' and 'test', labelled with the hierarchy's last level.
 
         Args:
           request: a checked request.
           hierarchy: the classes: those of the file that the request names, or the set's own.
-          once: calls its argument in one of several processes, and returns the result in all.
+          on_primary: calls its argument in one of several processes, and returns the result in all.
 
         Raises:
           DataError: for images or labels that cannot be used.
@@ -122,9 +122,11 @@ def own_hierarchy(dataset: str) -> Hierarchy | None:
     return None if "hierarchy" in source.needs else _module(source).hierarchy()
 
 
-def load_splits(request: Request, hierarchy: Hierarchy, once: Once) -> Mapping[str, Samples]:
+def load_splits(
+    request: Request, hierarchy: Hierarchy, on_primary: OnPrimary
+) -> Mapping[str, Samples]:
     """Return the splits 'train' and 'test' of a checked request, as `SourceModule` describes."""
-    return _module(find(request.dataset)).load_splits(request, hierarchy, once)
+    return _module(find(request.dataset)).load_splits(request, hierarchy, on_primary)
 
 
 def _module(source: Source) -> SourceModule:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from hiercls_jax import experiment
 from hiercls_jax.adaptation.rules import RULES
-from hiercls_jax.data import folder
+from hiercls_jax.data import image_files
 from hiercls_jax.errors import UserError
 from hiercls_jax.files import atomic_write
 from hiercls_jax.hierarchy import Hierarchy
@@ -118,7 +118,7 @@ class Predictor:
         Raises:
           DataError: for a file that does not exist or is not a PNG, JPEG or WebP, naming it.
         """
-        return folder.read_files(files, self.shape[:2])
+        return image_files.read_files(files, self.shape[:2])
 
     def of_files(self, files: Sequence[str | Path]) -> Answer:
         """Return the probabilities of image files, with at most one batch of them in memory.

@@ -35,7 +35,7 @@ from PIL import Image
 
 from hiercls_jax import Hierarchy, experiment
 from hiercls_jax.commands import train
-from hiercls_jax.data import cifar100, folder, stream
+from hiercls_jax.data import cifar100_prepare, folder, stream
 from hiercls_jax.errors import UserError, one_line
 from hiercls_jax.evaluation import predictions
 from hiercls_jax.experiment import run
@@ -554,7 +554,7 @@ def read_archive(value: bytes, where: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(value)
     checksum = hashlib.sha256(value).hexdigest()
-    cifar100.prepare(where, "http://127.0.0.1:9/", checksum, len(value), COUNTS)
+    cifar100_prepare.prepare(where, "http://127.0.0.1:9/", checksum, len(value), COUNTS)
 
 
 def long_header(kind: bytes) -> bytes:
