@@ -15,9 +15,10 @@ import pytest
 import small
 from made_up import page_data
 
-from hiercls_jax import experiment
+from hiercls_jax import __main__, experiment
 from hiercls_jax.commands import train
 from hiercls_jax.data.dataset import Dataset, Split
+from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import predictions
 from hiercls_jax.experiment import run
 from hiercls_jax.models import registry
@@ -84,6 +85,34 @@ def test_mistakes_are_one_line(command, arguments, status, message):
     lines = err.splitlines()
     assert lines[0].startswith("error: ")
     assert lines[1:] == (["See: python -m hiercls_jax.main --help"] if status == 2 else [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["merge9"], "there is no config 'merge9'; allowed are separate, merge0, "),
+        (["merge1:quik"], "unknown config argument 'quik'; allowed are quick, cpu"),
+        (["merge1", "--config.train.epoch=3"], "no field 'epoch'; did you mean 'epochs'?"),
+        (["merge1", "--config.train.epochs=abc"], "--config.train.epochs=abc: invalid literal"),
+        (["merge1", MERGE1], "'merge1' names a config, and so does --config; give one of them"),
+        (["merge1", "--config", "x.py"], "'merge1' names a config, and so does --config"),
+    ],
+)
+def test_mistakes_in_a_named_config_are_like_those_in_a_file(command, arguments, message):
+    """Status 2 and the same errors, though no file is read."""
+    status, out, err = command(*arguments, SUMMARY)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.splitlines()[1:] == ["See: python -m hiercls_jax.main --help"]
+
+
+def test_a_named_config_is_that_of_its_file(command):
+    """With fields changed by flags too, before and after other flags."""
+    changes = ("--json", "--config.model.width=2", SUMMARY, "--config.variant=merge2")
+    by_name = command("merge1:quick", *changes)
+    assert by_name == command(f"{MERGE1}:quick", *changes)
+    assert by_name[0] == 0
+    assert json.loads(by_name[1])["parameters"] > 0
 
 
 @pytest.mark.parametrize(
@@ -203,7 +232,7 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, images, 
             assert {key for key in record if key.startswith("error")} == {f"error_{level}"}
 
     results = json.loads((work / "results.json").read_text())
-    assert results["alpha"] == 1.0
+    assert (results["alpha"], results["rule"]) == (1.0, "kl")
     assert results["steps"] == {"coarse": 64 // 8, "fine": 64 // 8}
     assert results["command"].startswith(f"python -m hiercls_jax.main {config}")
     assert results["config"]["data.final"] is True
@@ -265,6 +294,18 @@ def test_a_workdir_that_cannot_be_used(command, tmp_path):
         assert f"error: workdir {tmp_path / name} cannot be used: " in err
         assert len(err.splitlines()) == 1
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_workdir_of_an_older_version_goes_on(tmp_path):
+    """A record without fields that came later is of the values that were used; others differ."""
+    config = experiment.compose("merge1", "quick")
+    record = experiment.identity(config)
+    older = {key: value for key, value in record.items() if key not in ("dtype", "adapt.rule")}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    run.check_workdir(tmp_path, config)
+    config.adapt.rule = "top_down"
+    with pytest.raises(UserError, match="of another config .adapt.rule: kl there, top_down here"):
+        run.check_workdir(tmp_path, config)
 
 
 def test_nothing_to_evaluate(command, toy, tmp_path, monkeypatch):
@@ -334,12 +375,30 @@ def test_the_package_lists_its_commands():
         assert part in done.stdout
 
 
-def test_help_has_an_example():
+@pytest.mark.parametrize("flag", ["--help", "--mode=summary --help"])
+def test_help_has_an_example(command, flag):
     """`--help` is no error, and shows how the command is called and its flags."""
-    done = shell("-m", "hiercls_jax.main", "--help")
-    assert (done.returncode, done.stderr) == (0, "")
+    status, out, err = command(*flag.split())
+    assert (status, err) == (0, "")
     for part in ("python -m hiercls_jax.main --config=configs/merge1.py:quick", "--mode: <train|"):
-        assert part in done.stdout
+        assert part in out
+
+
+def test_every_command_has_help(capsys):
+    """`hiercls-jax NAME --help` shows an example and the flags of each command of the table."""
+    for name in __main__.COMMANDS:
+        assert __main__.main(["hiercls-jax", name, "--help"]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert re.search(rf"(hiercls-jax|python -m hiercls_jax) {name} ", out)
+        assert "--[no]help: Show this help." in out
+
+
+def test_an_unknown_command_is_refused(capsys):
+    """With status 2 and where the commands are listed."""
+    assert __main__.main(["hiercls-jax", "trian"]) == 2
+    message = "error: there is no command 'trian'; run python -m hiercls_jax\n"
+    assert capsys.readouterr() == ("", message)
 
 
 def test_the_command_from_a_shell():

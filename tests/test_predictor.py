@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from PIL import Image
 
 import hiercls_jax
 from hiercls_jax import __main__, experiment
-from hiercls_jax.adaptation.tree import adjust_tree
+from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.data import folder
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import predictions
@@ -63,17 +64,16 @@ def _here(root, cache):
         yield
 
 
-def train(root, variant: str) -> Path:
+def train(root, variant: str, rule: str = "kl") -> Path:
     """A finished run, its alpha changed to `ALPHA`."""
     config = experiment.compose(variant, "arch=toy4,dataset=folder,epochs=1,batch=8")
+    config.adapt.rule = rule
     with config.unlocked():
         config.data.dir, config.data.hierarchy = str(root), str(root / "tree.json")
         config.data.image_size = 8
         config.optimizer.warmup_steps = 0
         config.workdir = str(root / variant)
-    cache = jax.config.jax_compilation_cache_dir
     run.run(config, True, [f"--config=configs/{variant}.py"])
-    jax.config.update("jax_compilation_cache_dir", cache)
     change(root / variant, alpha=ALPHA)
     return root / variant
 
@@ -117,14 +117,16 @@ def command(capsys, cache):
     return call
 
 
-def check(trained, workdir, images):
-    """A predictor says of the test images what its run says, and adapts that as `adjust_tree`."""
+def check(trained, workdir, images, rule: str = "kl"):
+    """A predictor gives the test images its run's probabilities, and adapts them by its rule."""
     (split,) = (
         p for name, p in predictions.load(workdir / "predictions.npz", HIERARCHY).items()
         if name == "test"
     )  # fmt: skip
     answer = trained(images)
-    target = adjust_tree(list(split.probs.values()), HIERARCHY, ALPHA)
+    target = RULES[rule].adjust(list(split.probs.values()), HIERARCHY, ALPHA)
+    results = json.loads((workdir / "results.json").read_text())
+    assert trained.rule == results["rule"] == results["config"]["adapt.rule"] == rule
     for part in (answer.adapted, answer.unadapted, answer.names):
         assert list(part) == ["tone", "colour"]
     for i, level in enumerate(HIERARCHY.levels):
@@ -149,17 +151,39 @@ def test_it_says_in_a_line_what_it_is(trained):
 
 
 def test_separate_networks_answer_together(root, images, monkeypatch):
-    """A run of a network per level is one predictor; here of initial values, saved as trained."""
+    """A run of a network per level is one predictor, which adapts by the rule of the config.
+
+    Here of made-up parameters, saved as trained.
+    """
+    rng = np.random.default_rng(0)
 
     def untrained(name, task, key, train_split, validation, schedule, folder):
-        state = jax.device_get(create(task.network, task.optimizer, key, images.shape[1:]))
+        shape = partial(create, task.network, task.optimizer, image_shape=images.shape[1:])
+        state = jax.tree.map(
+            lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype),
+            jax.eval_shape(shape, key),
+        )
+        state = dataclasses.replace(state, step=np.zeros((), np.int32))
         progress = checkpoint.Progress(seconds=1.0)
         checkpoint.save(folder / "checkpoints", state, progress)
         return state, progress
 
     monkeypatch.setattr(run, "train", untrained)
-    workdir = train(root, "separate")
-    check(hiercls_jax.load(workdir), workdir, images)
+    workdir = train(root, "separate", "geometric_pooling")
+    check(hiercls_jax.load(workdir), workdir, images, "geometric_pooling")
+
+
+def test_a_run_of_an_older_version_adapts_by_algorithm_1(workdir, trained, images, tmp_path):
+    """A record without `dtype` and `adapt.rule` predicts as before these fields came."""
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    config = json.loads((copy / "results.json").read_text())["config"]
+    added = {name: config.pop(name) for name in experiment.ADDED_LATER}
+    assert added == {"dtype": "float32", "adapt.rule": "kl"}
+    change(copy, config=config, rule=None)
+    older = hiercls_jax.load(copy, batch=8)
+    assert older.rule == "kl"
+    for level, p in older(images[:8]).adapted.items():
+        np.testing.assert_array_equal(p, trained(images[:8]).adapted[level])
 
 
 def test_any_number_of_images_compiles_once(trained, images):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hiercls_jax import __main__
 from hiercls_jax.commands.predict import _columns, _padded
 from hiercls_jax.data import download
 from hiercls_jax.tables import streaming
@@ -103,35 +104,60 @@ def test_a_pipe_gets_no_bar(tmp_path, capsys, work):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("asked", [{"FORCE_COLOR": "1"}, {"NO_COLOR": "1"}], ids=str)
-def test_a_whole_command_at_a_narrow_terminal(tmp_path, asked):
-    """`adapt` with both streams on a terminal of 20 columns: its bars fit, its words are whole,
-    and nothing is coloured, whether a colour is asked for or NO_COLOR is set."""
+NARROW = ["adapt", "--hierarchy=tree.csv", "--coarse=pc.npy", "--fine=pf.npy"]
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """The folder that the test is in, with small tables, and 20 columns wide terminals."""
     rng = np.random.default_rng(0)
     (tmp_path / "tree.csv").write_text("cat,animal\ndog,animal\ncar,vehicle\n")
     for name, classes in (("pc", 2), ("pf", 3)):
         np.save(tmp_path / f"{name}.npy", rng.dirichlet(np.ones(classes), 50).astype(np.float32))
-    screen = Screen(20)
-    inherited = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
-    environment = {
-        **inherited, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "20",
-        "TERM": "xterm-256color", **asked,
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "hiercls_jax", "adapt", "--hierarchy=tree.csv", "--coarse=pc.npy",
-         "--fine=pf.npy", "--out=adapted"],
-        cwd=tmp_path, env=environment, timeout=240, stdin=subprocess.DEVNULL,
-        stdout=screen.program_side, stderr=screen.program_side,
-    )  # fmt: skip
-    os.close(screen.program_side)
-    shown = screen.text()
-    assert done.returncode == 0
+    monkeypatch.chdir(tmp_path)
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def check_narrow(shown: str) -> None:
+    """The bars of `adapt` fit 20 columns, its words are whole, and nothing is coloured."""
     assert not COLOUR.search(shown)
     before, words = shown.split("adapted 50 rows by kl, alpha = 1\r\n")
     frames = re.split(r"[\r\n]+", before)
     assert any("adapting" in frame for frame in frames)
     assert max(map(len, frames)) <= 20
     assert words.endswith("p_coarse.npy, p_fine.npy, predictions.npy, report.json\r\n")
+
+
+def test_a_whole_command_at_a_narrow_terminal(tables):
+    """`adapt` as a program with both streams on a terminal, although colours are asked for."""
+    screen = Screen(20)
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "FORCE_COLOR": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "hiercls_jax", *NARROW, "--out=adapted"],
+        env=environment, timeout=240, stdin=subprocess.DEVNULL,
+        stdout=screen.program_side, stderr=screen.program_side,
+    )  # fmt: skip
+    os.close(screen.program_side)
+    shown = screen.text()
+    assert done.returncode == 0
+    check_narrow(shown)
+
+
+def test_a_narrow_terminal_without_colours(tables, monkeypatch):
+    """The same command with NO_COLOR, in this process."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    screen = Screen(20)
+    with os.fdopen(screen.program_side, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        status = __main__.main(["hiercls-jax", *NARROW, "--out=adapted"])
+    assert status == 0
+    check_narrow(screen.text())
 
 
 INTERRUPTED = """
@@ -146,6 +172,7 @@ for _ in range(10**9): pass
     [
         ["hiercls_jax.main", "--config=configs/merge1.py:quick"],
         ["hiercls_jax.main", "--config=configs/merge1.py:quick", "--nohuge_pages"],
+        ["hiercls_jax", "train", "merge1:quick"],
         ["hiercls_jax", "grid", "--config=configs/grid.py:quick"],
         ["hiercls_jax", "compare", "runs"],
         ["hiercls_jax", "adapt", "--out=adapted"],
