@@ -1,4 +1,4 @@
-"""What a person at a terminal meets: bars that fit, no colours, and Ctrl-C at any time."""
+"""Commands at a terminal: bars fit, nothing is coloured, Ctrl-C works at any time."""
 
 import contextlib
 import fcntl
@@ -27,7 +27,7 @@ COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 class Screen:
-    """The other side of a terminal: what a program wrote to it."""
+    """A terminal, seen from its other side: it collects what a program writes."""
 
     def __init__(self, columns: int):
         self._here, self.program_side = pty.openpty()
@@ -38,19 +38,19 @@ class Screen:
         self._reader.start()
 
     def _read(self):
-        with contextlib.suppress(OSError):  # how a terminal says that nobody writes any more
+        with contextlib.suppress(OSError):  # raised when nobody can write any more
             while part := os.read(self._here, 4096):
                 self._parts.append(part)
 
     def text(self) -> str:
-        """Return all of it, once the program's side is closed."""
+        """Return everything that was written, after the program's side is closed."""
         self._reader.join()
         os.close(self._here)
         return b"".join(self._parts).decode()
 
 
 def tracker(folder):
-    """Show training of three steps, with a long record in the bar and lines between."""
+    """Show the training of three steps, with a long record in the bar and lines between."""
     shown = Tracker(folder, "merge1", 0, 3)
     record = {"split": "train", "error_fine": 0.5, "loss": 1.0, "images_per_second": 400.0}
     for step in (1, 2, 3):
@@ -99,7 +99,7 @@ def test_bars_fit_the_terminal(tmp_path, monkeypatch, work, columns):
 
 @pytest.mark.parametrize("work", [adapting, downloading])
 def test_a_pipe_gets_no_bar(tmp_path, capsys, work):
-    """Where nobody watches, nothing is counted aloud."""
+    """No bar is shown if stderr is not a terminal."""
     work(tmp_path)
     assert capsys.readouterr() == ("", "")
 
@@ -109,7 +109,7 @@ NARROW = ["adapt", "--hierarchy=tree.csv", "--coarse=pc.npy", "--fine=pf.npy"]
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
-    """The folder that the test is in, with small tables, and 20 columns wide terminals."""
+    """Small tables in the current folder; the environment says 20 columns, and no colours."""
     rng = np.random.default_rng(0)
     (tmp_path / "tree.csv").write_text("cat,animal\ndog,animal\ncar,vehicle\n")
     for name, classes in (("pc", 2), ("pf", 3)):
@@ -149,7 +149,7 @@ def test_a_whole_command_at_a_narrow_terminal(tables):
 
 
 def test_a_narrow_terminal_without_colours(tables, monkeypatch):
-    """The same command with NO_COLOR, in this process."""
+    """The same command in this process, with NO_COLOR."""
     monkeypatch.setenv("NO_COLOR", "1")
     screen = Screen(20)
     with os.fdopen(screen.program_side, "w") as terminal:
@@ -182,7 +182,7 @@ for _ in range(10**9): pass
     ids=lambda command: " ".join(command[:2]),
 )
 def test_ctrl_c_while_modules_are_imported(tmp_path, command):
-    """Ctrl-C in the seconds before a command begins is one line and status 130, no traceback."""
+    """Ctrl-C before a command begins ends it with one line, status 130 and no traceback."""
     (tmp_path / "jax.py").write_text(INTERRUPTED)  # imported instead of JAX
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
@@ -190,7 +190,7 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, command):
         text=True, timeout=120,
     )  # fmt: skip
     assert done.stderr == "stopped before anything began\n"
-    # By the signal itself, which a shell calls 130, or with that status.
+    # Ended by the signal itself, which a shell shows as 130, or with that status.
     assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert done.stdout == ""
 
