@@ -30,7 +30,7 @@ from hiercls_jax.experiment import predictor, run
 from hiercls_jax.models import registry
 from hiercls_jax.runtime import parallel
 from hiercls_jax.training import checkpoint
-from hiercls_jax.training.state import create
+from hiercls_jax.training.state import State
 
 SUM = 2e-6
 ALPHA = 0.7  # not 0, not 1, and not the value that so few images would give
@@ -158,12 +158,11 @@ def test_separate_networks_answer_together(root, images, monkeypatch):
     rng = np.random.default_rng(0)
 
     def untrained(name, task, key, train_split, validation, schedule, folder):
-        shape = partial(create, task.network, task.optimizer, image_shape=images.shape[1:])
-        state = jax.tree.map(
-            lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype),
-            jax.eval_shape(shape, key),
-        )
-        state = dataclasses.replace(state, step=np.zeros((), np.int32))
+        image = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+        shapes = jax.eval_shape(partial(task.network.init, train=False), key, image)
+        variables = jax.tree.map(lambda x: rng.uniform(0.1, 0.5, x.shape).astype(x.dtype), shapes)
+        opt_state = jax.device_get(task.optimizer.init(variables["params"]))
+        state = State(np.int32(0), **variables, opt_state=opt_state)
         progress = checkpoint.Progress(seconds=1.0)
         checkpoint.save(folder / "checkpoints", state, progress)
         return state, progress
@@ -278,9 +277,12 @@ MISTAKES = {
     ),
     "no checkpoint": (
         lambda c: shutil.rmtree(c / "checkpoints"),
-        "cannot be used .there is none.; put a copy",
+        "cannot be used .there is none.; restore it from a copy",
     ),
-    "damaged": (damage_checkpoint, "cannot be used .meta.json does not match its SHA-256.; put"),
+    "damaged": (
+        damage_checkpoint,
+        "cannot be used .meta.json does not match its SHA-256.; restore it",
+    ),
     "no hierarchy": (lambda c: (c / "hierarchy.json").unlink(), "there is no .*hierarchy.json"),
 }
 
