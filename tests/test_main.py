@@ -1,5 +1,6 @@
 """The command line as a user types it: tables, whole runs, and mistakes without a traceback."""
 
+import contextlib
 import json
 import os
 import re
@@ -67,7 +68,8 @@ def command(monkeypatch, capsys):
         ([MERGE1, "--config.train.epochs=2.5"], 2, "--config.train.epochs=2.5: invalid literal"),
         ([MERGE1, "--config.data.final=maybe"], 2, "--config.data.final=maybe"),
         ([MERGE1, "--config.model.width=-1"], 1, "width is a positive multiplier, not -1"),
-        ([MERGE1, "--config.variant=merge9"], 1, "variant 'merge9' is not one of separate, merge0"),
+        ([MERGE1, "--config.variant=merge9"], 1, "variant must be one of separate, merge0, merge1, "
+         "merge2, merge3, not 'merge9'"),
         ([MERGE1, "--config.data.hierarchy=no.json"], 1, "there is no hierarchy file no.json"),
         ([MERGE1, "--config.data.hierarchy=a\nb\x1b[2J"], 1, r"no hierarchy file a b\x1b[2J"),
         ([f"{MERGE1}:a\x1b[2J"], 2, r"unknown config argument 'a\x1b[2J'"),
@@ -411,14 +413,20 @@ def test_the_command_from_a_shell():
     )
 
 
-@pytest.mark.parametrize("words", [["hiercls_jax"], ["hiercls_jax.main", "--help"]])
-def test_a_reader_that_has_seen_enough_is_no_error(words):
-    """`python -m hiercls_jax | head` ends without a traceback, and so does the training command."""
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`python -m hiercls_jax | head` ends without a traceback, with the status of SIGPIPE."""
     read, write = os.pipe()
     os.close(read)
     process = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=Path(__file__).parents[1], stdout=write, stderr=subprocess.PIPE, timeout=240,
+        [sys.executable, "-m", "hiercls_jax"],
+        cwd=ROOT, stdout=write, stderr=subprocess.PIPE, timeout=240,
     )  # fmt: skip
     os.close(write)
     assert (process.returncode, process.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [f"{MERGE1}:quick", SUMMARY]])
+def test_a_reader_of_training_may_leave_too(command, arguments):
+    """The command reports no broken pipe: `__main__` ends the program quietly."""
+    with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):
+        command(*arguments)
