@@ -7,6 +7,8 @@
     python -m hiercls_jax.main --config=configs/merge3.py:quick
         the embedded data, minutes on a CPU, no download
 
+`hiercls-jax train merge3` is the same config without this file, in any folder.
+
 Expected error: 24.3 % fine for one ResNet-164 (He et al. 2016, all of train); the paper gives its
 own as figures only. Expected time: the run says after its first steps what it will take; the full
 recipe is for an accelerator.

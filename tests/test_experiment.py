@@ -1,4 +1,4 @@
-"""Configs: what they are without arguments, how arguments compose, and what is refused."""
+"""Configs: their defaults, how arguments compose, and which values are rejected."""
 
 import dataclasses
 import json
@@ -95,14 +95,14 @@ def test_a_named_config_is_that_of_the_file(name):
 
 @pytest.mark.parametrize("text", ["merge9", "configs/merge1.py", ":quick", "merge1 :quick"])
 def test_an_unknown_name_is_refused(text):
-    """With the names that there are, and how to give a file."""
+    """The error lists the known names, and says how to give a file."""
     message = "there is no config '.*'; allowed are separate, merge0.*--config=FILE"
     with pytest.raises(ConfigError, match=message):
         named_config(text)
 
 
 def test_there_is_a_config_file_for_each_variant():
-    """configs/ has the five files, the grid's, and no other."""
+    """configs/ has a file for each variant, the grid's file, and no other."""
     assert {path.stem for path in CONFIGS.glob("*.py")} == {*VARIANTS, "grid"}
 
 
@@ -134,7 +134,7 @@ def test_the_quick_preset():
 
 
 def test_arguments_win_over_presets():
-    """In whatever order: arguments change a preset's fields, its options stay where they fit."""
+    """Arguments change a preset's fields in any order; its options stay if the arch has them."""
     for arguments in ("quick,epochs=1,seed=2", "seed=2,epochs=1,quick"):
         config = compose("merge1", arguments)
         assert (config.train.epochs, config.seed, config.train.batch) == (1, 2, 100)
@@ -173,13 +173,13 @@ def test_densenet_gets_its_own_recipe():
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
-    """Unknown words, two presets and what is no integer, each with what is allowed."""
+    """Unknown words, two presets, values that are not integers: errors say what is allowed."""
     with pytest.raises(UserError, match=message):
         compose("merge1", arguments)
 
 
 def test_a_config_is_locked():
-    """A misspelt field is an error, with the field that was meant."""
+    """A misspelt field is an error that names the field that was meant."""
     with pytest.raises(AttributeError, match="Did you mean.*epochs"):
         compose("merge1").train.epoch = 3
 
@@ -223,18 +223,33 @@ def test_a_config_is_locked():
         ({"data__validation_seed": -1}, "data.validation_seed must be an integer from 0"),
         ({"data__validation": 0.0}, "between 0 and 1, not 0.0; to hold nothing out.*final=True"),
         ({"data__validation": 1.0}, "between 0 and 1, not 1.0"),
-        ({"train__loss_weights": (1.0, -1.0)}, r"must be numbers of at least 0, .*, not \(1.0, -1.0\)"),
+        (
+            {"train__loss_weights": (1.0, -1.0)},
+            r"must be numbers of at least 0, .*, not \(1.0, -1.0\)",
+        ),
         ({"train__loss_weights": ("a", "b")}, "numbers of at least 0"),
         ({"train__loss_weights": (1.0, float("nan"))}, "numbers of at least 0"),
-        ({"optimizer__schedule": "cosine"}, "optimizer.schedule must be one of step, onecycle, not 'cosine'"),
+        (
+            {"optimizer__schedule": "cosine"},
+            "optimizer.schedule must be one of step, onecycle, not 'cosine'",
+        ),
         ({"optimizer__schedule": "onecycle"}, "onecycle needs optimizer.peak_at"),
         ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate must be above 0 .*, not 0.0"),
-        ({"optimizer__learning_rate": float("nan")}, "optimizer.learning_rate must be above 0 .*, not nan"),
+        (
+            {"optimizer__learning_rate": float("nan")},
+            "optimizer.learning_rate must be above 0 .*, not nan",
+        ),
         ({"optimizer__learning_rate": 1e39}, "above 0 and finite in float32, not 1e.39"),
-        ({"optimizer__warmup_learning_rate": float("nan")}, "warmup_learning_rate must be at least 0"),
+        (
+            {"optimizer__warmup_learning_rate": float("nan")},
+            "warmup_learning_rate must be at least 0",
+        ),
         ({"optimizer__warmup_steps": -1}, "warmup_steps must be at least 0 and below"),
         ({"optimizer__momentum": 1.0}, "momentum must be at least 0 and below 1, not 1.0"),
-        ({"optimizer__weight_decay": float("inf")}, "weight_decay must be at least 0 and finite in float32, not inf"),
+        (
+            {"optimizer__weight_decay": float("inf")},
+            "weight_decay must be at least 0 and finite in float32, not inf",
+        ),
         ({"optimizer__decay_factor": -1.0}, "decay_factor must be at least 0 .*, not -1.0"),
         ({"optimizer__decay_at": ("a",)}, r"decay_at must be a tuple of fractions.*, not \('a',\)"),
         ({"optimizer__decay_at": (0.5, 1.5)}, r"each from 0 to 1, not \(0.5, 1.5\)"),
@@ -247,7 +262,7 @@ def test_a_config_is_locked():
     ],
 )
 def test_wrong_fields_are_refused(fields, message):
-    """Each field that can be seen to be wrong is refused with its value and what is allowed."""
+    """A wrong value is rejected; the error names the field, the value and what is allowed."""
     with pytest.raises(UserError, match=message):
         check(changed(compose("merge1"), **fields))
 
@@ -255,7 +270,9 @@ def test_wrong_fields_are_refused(fields, message):
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
 def test_a_cycle_has_its_peak_inside(value):
     """The peak of the learning rate lies between the first step and the last."""
-    with pytest.raises(ConfigError, match=f"peak_at must be a fraction .*between 0 and 1, not {value}"):
+    with pytest.raises(
+        ConfigError, match=f"peak_at must be a fraction .*between 0 and 1, not {value}"
+    ):
         check(changed(compose("merge1", "quick"), optimizer__peak_at=value))
 
 
@@ -271,7 +288,7 @@ def test_good_fields_are_not_refused():
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():
-    """128 images go to 4 devices, not to 3."""
+    """128 images can be divided among 4 devices, but not among 3."""
     config = compose("merge1")
     assert check_devices(config, 4) is None
     with pytest.raises(ConfigError, match="batch=128 cannot be divided among 3.*multiples of 3"):
@@ -279,7 +296,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 
 
 def test_identity_ignores_where_and_how():
-    """Workdir, data folder and the run's own part may change on resuming; all else may not."""
+    """Only the workdir, the data folder and the `run` part may change when a run resumes."""
     config = compose("merge1", "quick")
     before = identity(config)
     same = changed(compose("merge1", "quick"), workdir="x", run__log_every=3, run__cpu_devices=1,
@@ -294,7 +311,7 @@ def test_identity_ignores_where_and_how():
 
 @pytest.fixture
 def tiny(monkeypatch) -> Split:
-    """Make the embedded set and CIFAR-100 400 images of 100 classes that hold their own index."""
+    """Replace the embedded set and CIFAR-100 by 400 images of 100 classes; each holds its index."""
     index = np.arange(400)
     images = np.zeros((400, 32, 32, 3), np.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = index % 256, index // 256
@@ -310,7 +327,7 @@ def indices(split: Split) -> list[int]:
 
 
 def test_validation_is_the_same_for_every_seed(tiny):
-    """Held out is a stratified share that depends on data.validation_seed, not on the seed."""
+    """The stratified validation share depends on data.validation_seed, not on the seed."""
     configs = [
         changed(compose("merge1", "quick,batch=8"), data__validation=0.25, **fields)
         for fields in ({}, {"seed": 5}, {"data__validation_seed": 5})
@@ -331,7 +348,7 @@ def test_final_holds_nothing_out(tiny):
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny):
-    """No step could be taken; the error says what can, and by which words."""
+    """No step would be possible; the error says which batches are, and how to set one."""
     config = changed(compose("merge1", "batch=512"), data__final=True)
     message = (
         "train.batch=512 is more than the 400 training images; allowed are 1 to 400, by batch="
@@ -341,7 +358,7 @@ def test_a_batch_larger_than_the_data_is_refused(tiny):
 
 
 def test_networks_of_a_variant(tiny):
-    """A merged variant is one network in the workdir; separate ones are apart in all they have."""
+    """A merged variant is one network in the workdir; separate networks share nothing."""
     config = changed(compose("merge2", "quick,arch=toy4"), data__final=True, workdir="w")
     data = experiment.load_data(config)
     (merged,) = experiment.networks(config, data, "axis")
@@ -362,7 +379,7 @@ def test_networks_of_a_variant(tiny):
 
 
 def test_loss_weights_are_one_per_level(tiny):
-    """Weights go to the levels in order; another number of them is refused."""
+    """Weights belong to the levels in order; another number of weights is rejected."""
     config = changed(compose("merge1", "quick,arch=toy4"), train__loss_weights=(0.5, 2))
     data = experiment.load_data(config)
     (network,) = experiment.networks(config, data, None)
@@ -372,7 +389,7 @@ def test_loss_weights_are_one_per_level(tiny):
 
 
 def test_wrong_hierarchies_are_refused(tiny, tmp_path):
-    """A hierarchy file of another size than the data set, or of one level, is refused."""
+    """A hierarchy file is rejected if its size is not the data set's, or if it has one level."""
     small.HIERARCHY.to_json(tmp_path / "small.json")
     config = changed(compose("merge1", "quick"), data__hierarchy=str(tmp_path / "small.json"))
     with pytest.raises(ConfigError, match="small.json has 4 classes.*embedded has 100"):
@@ -389,7 +406,7 @@ def test_wrong_hierarchies_are_refused(tiny, tmp_path):
 
 
 def test_a_rule_that_cannot_adapt_the_hierarchy_is_refused(tiny, tmp_path):
-    """`euclidean_projection` takes two levels; with three, an error before images are read."""
+    """`euclidean_projection` takes two levels; three are rejected before images are read."""
     one = cifar100_hierarchy()
     three = dataclasses.replace(
         one,
@@ -407,7 +424,7 @@ def test_a_rule_that_cannot_adapt_the_hierarchy_is_refused(tiny, tmp_path):
 
 
 def test_a_ragged_hierarchy_is_not_trained_on(tiny, tmp_path):
-    """Leaves above the last level are refused before images are read, with what to do."""
+    """Leaves above the last level are rejected before images are read, with advice."""
     text = '{"levels": ["a", "b"], "names": [["x", "y"], ["z"]], "parents": [[0]], "ragged": true}'
     (tmp_path / "ragged.json").write_text(text)
     config = changed(compose("merge1", "quick"), data__hierarchy=str(tmp_path / "ragged.json"))

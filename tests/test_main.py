@@ -1,5 +1,6 @@
 """The command line as a user types it: tables, whole runs, and mistakes without a traceback."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,9 +16,10 @@ import pytest
 import small
 from made_up import page_data
 
-from hiercls_jax import experiment
+from hiercls_jax import __main__, experiment
 from hiercls_jax.commands import train
 from hiercls_jax.data.dataset import Dataset, Split
+from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import predictions
 from hiercls_jax.experiment import run
 from hiercls_jax.models import registry
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:Depr
 def command(monkeypatch, capsys):
     """`command(*arguments)` runs the command in this process: (exit status, stdout, stderr)."""
     monkeypatch.setitem(registry._FAMILIES, "toy", small.Toy)
-    # The devices of the tests are there already, and their compilation cache is to stay.
+    # The tests have their devices already, and keep their compilation cache.
     monkeypatch.setattr(parallel, "use_cpu_devices", lambda *_: None)
     cache = jax.config.jax_compilation_cache_dir
 
@@ -66,7 +68,8 @@ def command(monkeypatch, capsys):
         ([MERGE1, "--config.train.epochs=2.5"], 2, "--config.train.epochs=2.5: invalid literal"),
         ([MERGE1, "--config.data.final=maybe"], 2, "--config.data.final=maybe"),
         ([MERGE1, "--config.model.width=-1"], 1, "width is a positive multiplier, not -1"),
-        ([MERGE1, "--config.variant=merge9"], 1, "variant 'merge9' is not one of separate, merge0"),
+        ([MERGE1, "--config.variant=merge9"], 1, "variant must be one of separate, merge0, merge1, "
+         "merge2, merge3, not 'merge9'"),
         ([MERGE1, "--config.data.hierarchy=no.json"], 1, "there is no hierarchy file no.json"),
         ([MERGE1, "--config.data.hierarchy=a\nb\x1b[2J"], 1, r"no hierarchy file a b\x1b[2J"),
         ([f"{MERGE1}:a\x1b[2J"], 2, r"unknown config argument 'a\x1b[2J'"),
@@ -87,6 +90,34 @@ def test_mistakes_are_one_line(command, arguments, status, message):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["merge9"], "there is no config 'merge9'; allowed are separate, merge0, "),
+        (["merge1:quik"], "unknown config argument 'quik'; allowed are quick, cpu"),
+        (["merge1", "--config.train.epoch=3"], "no field 'epoch'; did you mean 'epochs'?"),
+        (["merge1", "--config.train.epochs=abc"], "--config.train.epochs=abc: invalid literal"),
+        (["merge1", MERGE1], "'merge1' names a config, and so does --config; give one of them"),
+        (["merge1", "--config", "x.py"], "'merge1' names a config, and so does --config"),
+    ],
+)
+def test_mistakes_in_a_named_config_are_like_those_in_a_file(command, arguments, message):
+    """Status 2 and the same errors, though no file is read."""
+    status, out, err = command(*arguments, SUMMARY)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.splitlines()[1:] == ["See: python -m hiercls_jax.main --help"]
+
+
+def test_a_named_config_is_that_of_its_file(command):
+    """Both give the same summary, also with fields changed by flags."""
+    changes = ("--json", "--config.model.width=2", SUMMARY, "--config.variant=merge2")
+    by_name = command("merge1:quick", *changes)
+    assert by_name == command(f"{MERGE1}:quick", *changes)
+    assert by_name[0] == 0
+    assert json.loads(by_name[1])["parameters"] > 0
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("def get_config(:", "error: invalid syntax (mine.py, line 1)"),
@@ -95,7 +126,7 @@ def test_mistakes_are_one_line(command, arguments, status, message):
     ],
 )
 def test_a_broken_config_file_is_one_line(command, tmp_path, content, message):
-    """Whatever a config file raises, a person is told what."""
+    """An error that a config file raises is reported in one line."""
     (tmp_path / "mine.py").write_text(content)
     status, out, err = command(f"--config={tmp_path / 'mine.py'}", SUMMARY)
     assert (status, out) == (2, "")
@@ -105,7 +136,7 @@ def test_a_broken_config_file_is_one_line(command, tmp_path, content, message):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"finished": ', "\xff", '{"finished": true}'])
 def test_a_damaged_report_is_no_finished_run(tmp_path, content):
-    """Of a run whose `results.json` is cut or is something else, the report is written anew."""
+    """A run whose `results.json` is cut or holds something else counts as unfinished."""
     for name in run.OUTPUTS:
         (tmp_path / name).touch()
     (tmp_path / "results.json").write_bytes(content.encode("latin-1"))
@@ -141,7 +172,7 @@ def test_summary(command):
     ],
 )
 def test_what_stops_a_run_is_one_line(command, monkeypatch, raised, status, message):
-    """A full disk, a signal and Ctrl-C each have their status and a line."""
+    """A full disk, a signal and Ctrl-C each end with their own status and one line."""
 
     def stop(*_, **__):
         raise raised
@@ -187,7 +218,7 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, images, 
     assert "separate: toy4 on folder: 64 images to train on, 0 to tune alpha on, 20 to test" in out
     assert "; 1 epoch on 4 x cpu" in out
     assert "chosen, alpha = 1.00" in out
-    for level in ("coarse", "fine"):  # after its first steps, each says what it will cost
+    for level in ("coarse", "fine"):  # after its first steps, each predicts its duration
         assert re.search(rf"{level}: 2 steps of 8 .* images/s on 4 x cpu: about \d+ s", out), out
     assert sorted(path.name for path in work.iterdir()) == [
         "alpha_curve.png", "alpha_curve.svg", "coarse", "config.json", "fine", "hierarchy.json",
@@ -203,7 +234,7 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, images, 
             assert {key for key in record if key.startswith("error")} == {f"error_{level}"}
 
     results = json.loads((work / "results.json").read_text())
-    assert results["alpha"] == 1.0
+    assert (results["alpha"], results["rule"]) == (1.0, "kl")
     assert results["steps"] == {"coarse": 64 // 8, "fine": 64 // 8}
     assert results["command"].startswith(f"python -m hiercls_jax.main {config}")
     assert results["config"]["data.final"] is True
@@ -240,14 +271,14 @@ def test_a_whole_run_of_separate_networks_on_all_of_train(command, toy, images, 
 
 
 def saved_parameters(folder) -> list[np.ndarray]:
-    """The parameters in a folder's one checkpoint."""
+    """The parameters in the only checkpoint of a folder."""
     (path,) = (folder / "checkpoints").iterdir()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return jax.tree.leaves(checkpointer.restore(path / "arrays")["params"])
 
 
 def test_a_refused_config_does_not_claim_the_workdir(command, tmp_path):
-    """What is refused leaves no trace, so that the mended command may use the same workdir."""
+    """A rejected config leaves no trace, so the corrected command may use the same workdir."""
     workdir = tmp_path / "run"
     status, _, err = command(f"{MERGE1}:quick,batch=99", f"--config.workdir={workdir}")
     assert (status, "train.batch=99 cannot be divided among 4 devices" in err) == (1, True)
@@ -255,7 +286,7 @@ def test_a_refused_config_does_not_claim_the_workdir(command, tmp_path):
 
 
 def test_a_workdir_that_cannot_be_used(command, tmp_path):
-    """Where a file stands in its place or above it, or its record is broken, it is refused."""
+    """A workdir is rejected if it, or a path above it, is a file, or if its record is broken."""
     (tmp_path / "file").write_text("")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
@@ -267,8 +298,20 @@ def test_a_workdir_that_cannot_be_used(command, tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
+def test_a_workdir_of_an_older_version_goes_on(tmp_path):
+    """A record that lacks a newer field counts as having the value that older versions used."""
+    config = experiment.compose("merge1", "quick")
+    record = experiment.identity(config)
+    older = {key: value for key, value in record.items() if key not in ("dtype", "adapt.rule")}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    run.check_workdir(tmp_path, config)
+    config.adapt.rule = "top_down"
+    with pytest.raises(UserError, match="of another config .adapt.rule: kl there, top_down here"):
+        run.check_workdir(tmp_path, config)
+
+
 def test_nothing_to_evaluate(command, toy, tmp_path, monkeypatch):
-    """`--mode=evaluate` of a run that was never trained says so."""
+    """`--mode=evaluate` reports that a run was never trained."""
     monkeypatch.setattr(run, "create", lambda *_: None)  # takes seconds to compile
     status, _, err = command(f"{MERGE1}:arch=toy4,dataset=folder,batch=8", *toy, "--mode=evaluate",
                              f"--config.workdir={tmp_path / 'work'}")  # fmt: skip
@@ -277,13 +320,13 @@ def test_nothing_to_evaluate(command, toy, tmp_path, monkeypatch):
 
 
 def dataset(hierarchy, test_labels) -> Dataset:
-    """A set of no images to learn from, with such labels of its test images."""
+    """A data set without training images, whose test images have these labels."""
     test = Split(np.zeros((len(test_labels), 1, 1, 3), np.uint8), np.array(test_labels, np.int32))
     return Dataset("folder", hierarchy, test.take([]), None, test)
 
 
 def test_classes_without_test_images_are_named():
-    """They are allowed, and nothing is measured on them, which a line says."""
+    """Classes without test images are allowed; a line says that no error is measured on them."""
     config = experiment.compose("merge1", "quick")
     lines = run._start_line(config, dataset(small.HIERARCHY, [3, 1, 0, 0])).splitlines()
     note = (
@@ -303,7 +346,7 @@ def test_classes_without_test_images_are_named():
     ],
 )
 def test_cores_that_a_batch_leaves_idle_are_told(monkeypatch, cores, asked, said):
-    """A batch that cannot be divided among the cores goes to fewer; but not where one said so."""
+    """The start line names cores that the batch leaves idle, unless the user chose the number."""
     monkeypatch.setattr(parallel, "cpu_cores", lambda: cores)
     config = experiment.compose("merge1", "quick,batch=12")
     with config.unlocked():
@@ -312,7 +355,7 @@ def test_cores_that_a_batch_leaves_idle_are_told(monkeypatch, cores, asked, said
 
 
 def test_a_batch_that_the_devices_do_not_divide(command, toy, tmp_path):
-    """Before anything is read or compiled, with what is allowed."""
+    """It is rejected, with what is allowed, before anything is read or compiled."""
     status, out, err = command(f"{MERGE1}:arch=toy4,dataset=folder,batch=10", *toy,
                                f"--config.workdir={tmp_path / 'work'}")  # fmt: skip
     assert (status, out) == (1, "")
@@ -334,16 +377,34 @@ def test_the_package_lists_its_commands():
         assert part in done.stdout
 
 
-def test_help_has_an_example():
-    """`--help` is no error, and shows how the command is called and its flags."""
-    done = shell("-m", "hiercls_jax.main", "--help")
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize("flag", ["--help", "--mode=summary --help"])
+def test_help_has_an_example(command, flag):
+    """`--help` exits with status 0 and shows an example of the command and its flags."""
+    status, out, err = command(*flag.split())
+    assert (status, err) == (0, "")
     for part in ("python -m hiercls_jax.main --config=configs/merge1.py:quick", "--mode: <train|"):
-        assert part in done.stdout
+        assert part in out
+
+
+def test_every_command_has_help(capsys):
+    """`hiercls-jax NAME --help` shows an example and the flags of each command of the table."""
+    for name in __main__.COMMANDS:
+        assert __main__.main(["hiercls-jax", name, "--help"]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert re.search(rf"(hiercls-jax|python -m hiercls_jax) {name} ", out)
+        assert "--[no]help: Show this help." in out
+
+
+def test_an_unknown_command_is_refused(capsys):
+    """The status is 2, and the error says how to list the commands."""
+    assert __main__.main(["hiercls-jax", "trian"]) == 2
+    message = "error: there is no command 'trian'; run python -m hiercls_jax\n"
+    assert capsys.readouterr() == ("", message)
 
 
 def test_the_command_from_a_shell():
-    """As typed: a mistake is status 2 and two lines, and no TensorFlow is there to say more."""
+    """As a program: a mistake is status 2 and two lines, and no library prints more."""
     done = shell("-m", "hiercls_jax.main", "--config=configs/merge1.py", "--config.train.epoch=3")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
@@ -352,14 +413,20 @@ def test_the_command_from_a_shell():
     )
 
 
-@pytest.mark.parametrize("words", [["hiercls_jax"], ["hiercls_jax.main", "--help"]])
-def test_a_reader_that_has_seen_enough_is_no_error(words):
-    """`python -m hiercls_jax | head` ends without a traceback, and so does the training command."""
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`python -m hiercls_jax | head` ends without a traceback, with the status of SIGPIPE."""
     read, write = os.pipe()
     os.close(read)
     process = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=Path(__file__).parents[1], stdout=write, stderr=subprocess.PIPE, timeout=240,
+        [sys.executable, "-m", "hiercls_jax"],
+        cwd=ROOT, stdout=write, stderr=subprocess.PIPE, timeout=240,
     )  # fmt: skip
     os.close(write)
     assert (process.returncode, process.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [f"{MERGE1}:quick", SUMMARY]])
+def test_a_reader_of_training_may_leave_too(command, arguments):
+    """The command reports no broken pipe: `__main__` ends the program quietly."""
+    with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):
+        command(*arguments)

@@ -1,4 +1,4 @@
-"""What a person at a terminal meets: bars that fit, no colours, and Ctrl-C at any time."""
+"""Commands at a terminal: bars fit, nothing is coloured, Ctrl-C works at any time."""
 
 import contextlib
 import fcntl
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hiercls_jax import __main__
 from hiercls_jax.commands.predict import _columns, _padded
 from hiercls_jax.data import download
 from hiercls_jax.tables import streaming
@@ -26,7 +27,7 @@ COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 class Screen:
-    """The other side of a terminal: what a program wrote to it."""
+    """A terminal, seen from its other side: it collects what a program writes."""
 
     def __init__(self, columns: int):
         self._here, self.program_side = pty.openpty()
@@ -37,19 +38,19 @@ class Screen:
         self._reader.start()
 
     def _read(self):
-        with contextlib.suppress(OSError):  # how a terminal says that nobody writes any more
+        with contextlib.suppress(OSError):  # raised when nobody can write any more
             while part := os.read(self._here, 4096):
                 self._parts.append(part)
 
     def text(self) -> str:
-        """Return all of it, once the program's side is closed."""
+        """Return everything that was written, after the program's side is closed."""
         self._reader.join()
         os.close(self._here)
         return b"".join(self._parts).decode()
 
 
 def tracker(folder):
-    """Show training of three steps, with a long record in the bar and lines between."""
+    """Show the training of three steps, with a long record in the bar and lines between."""
     shown = Tracker(folder, "merge1", 0, 3)
     record = {"split": "train", "error_fine": 0.5, "loss": 1.0, "images_per_second": 400.0}
     for step in (1, 2, 3):
@@ -98,40 +99,65 @@ def test_bars_fit_the_terminal(tmp_path, monkeypatch, work, columns):
 
 @pytest.mark.parametrize("work", [adapting, downloading])
 def test_a_pipe_gets_no_bar(tmp_path, capsys, work):
-    """Where nobody watches, nothing is counted aloud."""
+    """No bar is shown if stderr is not a terminal."""
     work(tmp_path)
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("asked", [{"FORCE_COLOR": "1"}, {"NO_COLOR": "1"}], ids=str)
-def test_a_whole_command_at_a_narrow_terminal(tmp_path, asked):
-    """`adapt` with both streams on a terminal of 20 columns: its bars fit, its words are whole,
-    and nothing is coloured, whether a colour is asked for or NO_COLOR is set."""
+NARROW = ["adapt", "--hierarchy=tree.csv", "--coarse=pc.npy", "--fine=pf.npy"]
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """Small tables in the current folder; the environment says 20 columns, and no colours."""
     rng = np.random.default_rng(0)
     (tmp_path / "tree.csv").write_text("cat,animal\ndog,animal\ncar,vehicle\n")
     for name, classes in (("pc", 2), ("pf", 3)):
         np.save(tmp_path / f"{name}.npy", rng.dirichlet(np.ones(classes), 50).astype(np.float32))
-    screen = Screen(20)
-    inherited = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR")}
-    environment = {
-        **inherited, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "20",
-        "TERM": "xterm-256color", **asked,
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "hiercls_jax", "adapt", "--hierarchy=tree.csv", "--coarse=pc.npy",
-         "--fine=pf.npy", "--out=adapted"],
-        cwd=tmp_path, env=environment, timeout=240, stdin=subprocess.DEVNULL,
-        stdout=screen.program_side, stderr=screen.program_side,
-    )  # fmt: skip
-    os.close(screen.program_side)
-    shown = screen.text()
-    assert done.returncode == 0
+    monkeypatch.chdir(tmp_path)
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def check_narrow(shown: str) -> None:
+    """The bars of `adapt` fit 20 columns, its words are whole, and nothing is coloured."""
     assert not COLOUR.search(shown)
     before, words = shown.split("adapted 50 rows by kl, alpha = 1\r\n")
     frames = re.split(r"[\r\n]+", before)
     assert any("adapting" in frame for frame in frames)
     assert max(map(len, frames)) <= 20
     assert words.endswith("p_coarse.npy, p_fine.npy, predictions.npy, report.json\r\n")
+
+
+def test_a_whole_command_at_a_narrow_terminal(tables):
+    """`adapt` as a program with both streams on a terminal, although colours are asked for."""
+    screen = Screen(20)
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "FORCE_COLOR": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "hiercls_jax", *NARROW, "--out=adapted"],
+        env=environment, timeout=240, stdin=subprocess.DEVNULL,
+        stdout=screen.program_side, stderr=screen.program_side,
+    )  # fmt: skip
+    os.close(screen.program_side)
+    shown = screen.text()
+    assert done.returncode == 0
+    check_narrow(shown)
+
+
+def test_a_narrow_terminal_without_colours(tables, monkeypatch):
+    """The same command in this process, with NO_COLOR."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    screen = Screen(20)
+    with os.fdopen(screen.program_side, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        status = __main__.main(["hiercls-jax", *NARROW, "--out=adapted"])
+    assert status == 0
+    check_narrow(screen.text())
 
 
 INTERRUPTED = """
@@ -146,6 +172,7 @@ for _ in range(10**9): pass
     [
         ["hiercls_jax.main", "--config=configs/merge1.py:quick"],
         ["hiercls_jax.main", "--config=configs/merge1.py:quick", "--nohuge_pages"],
+        ["hiercls_jax", "train", "merge1:quick"],
         ["hiercls_jax", "grid", "--config=configs/grid.py:quick"],
         ["hiercls_jax", "compare", "runs"],
         ["hiercls_jax", "adapt", "--out=adapted"],
@@ -155,7 +182,7 @@ for _ in range(10**9): pass
     ids=lambda command: " ".join(command[:2]),
 )
 def test_ctrl_c_while_modules_are_imported(tmp_path, command):
-    """Ctrl-C in the seconds before a command begins is one line and status 130, no traceback."""
+    """Ctrl-C before a command begins ends it with one line, status 130 and no traceback."""
     (tmp_path / "jax.py").write_text(INTERRUPTED)  # imported instead of JAX
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
@@ -163,7 +190,7 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, command):
         text=True, timeout=120,
     )  # fmt: skip
     assert done.stderr == "stopped before anything began\n"
-    # By the signal itself, which a shell calls 130, or with that status.
+    # Ended by the signal itself, which a shell shows as 130, or with that status.
     assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert done.stdout == ""
 

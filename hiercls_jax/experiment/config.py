@@ -22,7 +22,7 @@ from hiercls_jax.models import registry
 from hiercls_jax.models.branched import Family
 from hiercls_jax.models.variants import VARIANTS
 
-# One learning-rate cycle reaches most in few epochs (Smith and Topin, 2019).
+# In few epochs, one learning-rate cycle reaches the lowest error (Smith and Topin, 2019).
 _ONE_CYCLE = {
     "schedule": "onecycle",
     "learning_rate": 0.2,  # at the peak
@@ -32,7 +32,7 @@ _ONE_CYCLE = {
     "weight_decay": 5e-4,
 }
 
-# What a bare word in a config's argument stands for: small enough for two CPU cores.
+# What a bare word in a config's arguments sets: runs that are small enough for two CPU cores.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "arch": "resnet11",
@@ -165,8 +165,8 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.variant = name  # separate, merge0, merge1, merge2 or merge3
     config.seed = chosen.get("seed", 0)  # of initial values, order of images and augmentation
-    config.dtype = "float32"  # or bfloat16: in which the network computes; all else is float32
-    config.workdir = str(Path("runs") / label)  # all that a run writes goes here
+    config.dtype = "float32"  # of the network's computation, or bfloat16; the rest is float32
+    config.workdir = str(Path("runs") / label)  # folder for all files of the run
 
     config.model = ConfigDict(_model(arch, preset))  # the architecture and its own options
 
@@ -176,8 +176,8 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     config.data.hierarchy = config_dict.placeholder(str)  # .json or .csv, for other data sets
     config.data.label_key = "label"  # last-level label of a TFDS set
     config.data.image_size = config_dict.placeholder(int)  # pixels; images are resized to it
-    config.data.validation = 0.1  # fraction of train held out, stratified, to tune alpha on
-    config.data.validation_seed = 0  # which images are held out, the same for every run's seed
+    config.data.validation = 0.1  # stratified fraction of train, held out to tune alpha
+    config.data.validation_seed = 0  # chooses the held-out images, whatever the run's seed
     config.data.final = False  # train on all of train, as the paper did, and use alpha 1
     config.data.augment = True  # flip and pad-4 crop
 
@@ -189,13 +189,13 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     config.optimizer = ConfigDict(recipe["optimizer"])
 
     config.adapt = ConfigDict()
-    config.adapt.rule = "kl"  # how levels are made to agree: Algorithm 1, or another of RULES
+    config.adapt.rule = "kl"  # makes the levels agree: Algorithm 1, or another key of RULES
 
     config.run = ConfigDict()  # how a run is carried out; nothing here changes its result
     config.run.cpu_devices = config_dict.placeholder(int)  # of each process; one per core if unset
-    config.run.streaming = False  # folder, tfds: read images when needed, as too many to hold
+    config.run.streaming = False  # folder, tfds: read images when needed; for large sets
     config.run.log_every = 50  # steps between training records
-    config.run.save_minutes = 10.0  # between checkpoints, besides one after every epoch
+    config.run.save_minutes = 10.0  # minutes between checkpoints; each epoch ends with one, too
     return config.lock()
 
 

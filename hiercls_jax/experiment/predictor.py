@@ -275,7 +275,7 @@ def _evaluate_again(results: Mapping[str, Any]) -> str:
 def _no_source_locations() -> Iterator[None]:
     """Keep source files and lines, which are paths on this machine, out of a traced program."""
     option = "jax_traceback_in_locations_limit"
-    limit = jax.config.read(option)
+    limit = getattr(jax.config, option)
     jax.config.update(option, 0)
     try:
         yield

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hiercls_jax import experiment
+from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.data.dataset import Dataset, Samples
 from hiercls_jax.errors import UserError, preview
 from hiercls_jax.evaluation import predictions
@@ -93,9 +94,10 @@ def run(
     if not parallel.is_primary():
         return
     predictions.save(workdir / "predictions.npz", splits)
-    results, evaluation = _timed(lambda: evaluate(splits, data.hierarchy, config.adapt.rule))
+    rule = RULES[config.adapt.rule]
+    results, evaluation = _timed(lambda: evaluate(splits, data.hierarchy, rule))
     _, adaptation = _timed(  # again, as the first time compiles
-        lambda: adapted(splits["test"], data.hierarchy, results["alpha"], config.adapt.rule)
+        lambda: adapted(splits["test"], data.hierarchy, results["alpha"], rule)
     )
     seconds = {
         "this_process": training,
@@ -210,6 +212,7 @@ def _record(
             **seconds,
         },
         "environment": environment(),
+        "rule": config.adapt.rule,  # of all that follows
     }
 
 
