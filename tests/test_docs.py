@@ -12,7 +12,8 @@ from absl import flags
 
 from hiercls_jax import __main__ as commands
 from hiercls_jax import experiment
-from hiercls_jax.commands import grid, train
+from hiercls_jax.commands import train
+from hiercls_jax.experiment import grid
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
