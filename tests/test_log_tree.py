@@ -143,7 +143,9 @@ def test_log_marginals_are_normalised(problem, shift):
 def test_log_marginals_are_the_logarithm_of_marginals():
     """The softmax of logits and log-probabilities give what `marginals` does."""
     rng = np.random.default_rng(0)
-    tree = draw_tree(rng, 4)
+    above = zip(SIZES, SIZES[1:], strict=False)
+    tree = make([rng.integers(0, c, n) for c, n in above], SIZES)
+    assert tree.ragged
     logits = [rng.normal(size=(N, n)).astype(np.float32) for n in tree.sizes]
     wanted = marginals([jax.nn.softmax(x) for x in logits], tree)
     for x in (logits, [jax.nn.log_softmax(x) for x in logits]):

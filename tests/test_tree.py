@@ -466,7 +466,7 @@ def test_adjust_tree_is_interpolation_to_its_target(problem, alpha):
 
 def test_interpolation_beyond_the_largest_alpha_is_clamped():
     """Negative numbers become 0; others do not change."""
-    results = interpolate([[0.0, 1.0]], [[0.5, 0.5]], [3.0])
+    results = interpolate([np.array([0.0, 1.0])], [np.array([0.5, 0.5])], [3.0])
     assert results[0].tolist() == [1.5, 0.0]
 
 
@@ -486,7 +486,7 @@ def test_interpolation_beyond_the_largest_alpha_is_clamped():
 )
 def test_alpha_outside_its_range_is_refused(alpha, message):
     """Beyond W / (W - w_l) probabilities can turn negative; the limit itself is fine."""
-    levels, tree = example()
+    levels, tree = example(depth=4)
     with pytest.raises(ValueError, match=message):
         adjust_tree(levels, tree, alpha)
     for limit in (4 / 3, np.float32(4 / 3), largest_alpha(4)):
@@ -504,7 +504,7 @@ def test_alpha_outside_its_range_is_refused(alpha, message):
 )
 def test_wrong_weights_are_refused(weights, message):
     """One finite weight for each level, none negative, two positive."""
-    levels, tree = example()
+    levels, tree = example(depth=4)
     with pytest.raises(ValueError, match=message):
         adjust_tree(levels, tree, 1, weights)
 
