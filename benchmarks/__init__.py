@@ -1,1 +1,1 @@
-"""Speed, measured side by side with what a user would pick instead: `python -m benchmarks`."""
+"""Speed, measured beside the alternatives that a user has: `python -m benchmarks`."""

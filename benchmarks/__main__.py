@@ -30,26 +30,26 @@ PARTS = {
     "torch": training.beside_torch,
 }
 ONLY = flags.DEFINE_multi_enum("only", None, list(PARTS), "A part to run; all if not given.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds in which the sides take turns.", 1)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; each side takes one turn in each.", 1)
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 
 def main(argv: list[str]) -> None:
-    """Run every comparison, printing each as it is done."""
-    logging.set_verbosity(logging.WARNING)  # JAX tells which backends it has not
+    """Run the comparisons and print each when it is done."""
+    logging.set_verbosity(logging.WARNING)  # JAX logs which backends are missing
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument '{argv[1]}'")
     print(f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}, medians of {ROUNDS.value}\n")
     parts, rows = ONLY.value or PARTS, []
     if "torch" in parts and importlib.util.find_spec("torch") is None:
         others = " ".join(f"--only={part}" for part in PARTS if part != "torch")
-        sys.exit(f"error: no PyTorch to compare with; pip install -e '.[bench]', or give {others}")
+        sys.exit(f"error: PyTorch is not installed; pip install -e '.[bench]', or give {others}")
     try:
         for part in parts:
             for row in PARTS[part](ROUNDS.value):
                 print(format_row(row), "\n", flush=True)
                 rows.append(row)
-                if OUT.value:  # each time, so that what was measured is not lost with the rest
+                if OUT.value:  # after each row, so that a failure later loses none of them
                     Path(OUT.value).write_text(json.dumps(_record(rows), indent=1) + "\n")
     except BrokenPipeError:
         sys.exit(reader_gone())
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {one_line(error)}")
 
 
-def _record(rows: list[Row]) -> dict:
+def _record(rows: list[Row]) -> dict[str, object]:
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},

@@ -1,5 +1,7 @@
 """`adjust` and `adjust_tree` beside NumPy, beside a product with a one-hot matrix, and a copy."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,10 @@ from hiercls_jax import Hierarchy, adjust
 from hiercls_jax.adaptation.tree import adjust_tree
 
 ALPHA = 0.9
-SIZES = ((10_000, 20, 100), (50_000, 100, 1000))  # samples, coarse and fine classes
+SIZES = ((10_000, 20, 100), (50_000, 100, 1000))  # numbers of samples, coarse and fine classes
 TREES = {
-    # Sizes of the levels; the first as ImageNet's WordNet is, some 1,400 nodes; the second as
-    # iNaturalist's taxonomy, from kingdom to species.
+    # Sizes of the levels. The first is like WordNet's for ImageNet, with about 1,400 nodes; the
+    # second is like iNaturalist's taxonomy, from kingdom to species.
     "1,000 leaves, 1,400 nodes": (5, 30, 120, 245, 1000),
     "10,000 leaves, 7 levels": (3, 13, 51, 273, 1103, 4884, 10_000),
 }
@@ -33,7 +35,7 @@ def _adjust(samples: int, coarse: int, fine: int, rounds: int) -> Row:
     starts = np.searchsorted(s[order], np.arange(coarse))
     flat = (np.arange(samples)[:, None] * coarse + s).ravel()
 
-    def by_numpy(group_sum):
+    def by_numpy(group_sum: Callable[[np.ndarray], np.ndarray]) -> Callable[[], object]:
         return lambda: _numpy_adjust(p, f, s, group_sum)
 
     p_jax, f_jax, member_jax = jnp.asarray(p), jnp.asarray(f), jnp.asarray(member)
@@ -51,7 +53,12 @@ def _adjust(samples: int, coarse: int, fine: int, rounds: int) -> Row:
     return alternate(f"adjust, {samples:,} x ({coarse}, {fine})", sides, rounds, moved)
 
 
-def _numpy_adjust(p, f, s, group_sum):
+def _numpy_adjust(
+    p: np.ndarray,
+    f: np.ndarray,
+    s: np.ndarray,
+    group_sum: Callable[[np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
     beta = np.float32(ALPHA / 2)
     q = group_sum(f).astype(np.float32)
     scale = (1 - beta) + beta * p / np.where(q > 0, q, 1)
@@ -59,7 +66,9 @@ def _numpy_adjust(p, f, s, group_sum):
 
 
 @jax.jit
-def _one_hot_adjust(p, f, s, member):
+def _one_hot_adjust(
+    p: jax.Array, f: jax.Array, s: np.ndarray, member: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     beta = jnp.float32(ALPHA / 2)
     q = f @ member
     scale = (1 - beta) + beta * p / jnp.where(q > 0, q, 1)
@@ -67,7 +76,8 @@ def _one_hot_adjust(p, f, s, member):
 
 
 @jax.jit
-def _copy(arrays, factor):  # times a number that the compiler does not know: else nothing moves
+def _copy(arrays: Sequence[jax.Array], factor: float) -> Sequence[jax.Array]:
+    # The factor is unknown to the compiler, which would otherwise move nothing.
     return jax.tree.map(lambda x: x * factor, arrays)
 
 
@@ -91,8 +101,8 @@ def _tree(name: str, rounds: int) -> Row:
     return alternate(f"adjust_tree, {TREE_SAMPLES:,} x {name}", sides, rounds, moved)
 
 
-def _numpy_tree(probs, parents):
-    """The two passes, with children in the order of their parents, as `reduceat` needs them."""
+def _numpy_tree(probs: list[np.ndarray], parents: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Make the two passes; children are in the order of their parents, as `reduceat` needs."""
     starts = [np.searchsorted(s, np.arange(s[-1] + 1)) for s in parents]
     mass = [probs[-1]]
     for p, at in zip(reversed(probs[:-1]), reversed(starts), strict=True):
@@ -104,7 +114,7 @@ def _numpy_tree(probs, parents):
     return [(1 - alpha) * p + alpha * t for p, t in zip(probs, target, strict=True)]
 
 
-def _softmax(rng, samples: int, classes: int) -> np.ndarray:
+def _softmax(rng: np.random.Generator, samples: int, classes: int) -> np.ndarray:
     logits = 3 * rng.standard_normal((samples, classes), np.float32)
     p = np.exp(logits)
     return p / p.sum(axis=1, keepdims=True)

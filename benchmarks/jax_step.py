@@ -1,10 +1,11 @@
-"""The training step of this package, as its training loop takes it: a worker of the benchmarks."""
+"""The training step of this package, called as its training loop calls it: a worker process."""
 
 import gc
 import json
 import os
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,11 +17,11 @@ from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import Order, fed, make_feed
 from hiercls_jax.training.loss import level_losses, summed_loss
 from hiercls_jax.training.state import create
-from hiercls_jax.training.step import make_train_step
+from hiercls_jax.training.step import Batch, make_train_step
 
 
-def main(argument: dict) -> None:
-    """Answer `turn` (so many steps of every network), `fed`, `read`, `loss`, `compile`, …."""
+def main(argument: dict[str, Any]) -> None:
+    """Answer `turn` (`steps` steps of every network), `fed`, `read`, `loss`, `compile`, …."""
     if "cores" in argument:
         os.sched_setaffinity(0, argument["cores"])
     problem = Problem(**argument["problem"])
@@ -39,16 +40,16 @@ def main(argument: dict) -> None:
     ]
     if argument.get("weights"):
         np.savez(argument["weights"], **_by_path(states[0].params))
-    held = [parallel.replicate(state) for state in states]
-    takes = [parallel.pmap(fed(make_train_step(n.task)), donate=True) for n in networks]
+    current = [parallel.replicate(state) for state in states]
+    train_steps = [parallel.pmap(fed(make_train_step(n.task)), donate=True) for n in networks]
     feed = make_feed(data.train, resident=parallel.on_accelerator())
     fixed = np.arange(config.train.batch)
     batches = feed(Order((0,), len(data.train), config.train.batch, epochs=1000))
     batch = next(feed([fixed]))
 
-    def step(batch) -> None:
-        for i, take in enumerate(takes):
-            held[i], metrics = take(held[i], dict(batch))
+    def step(batch: Batch) -> None:
+        for i, train_step in enumerate(train_steps):
+            current[i], metrics = train_step(current[i], dict(batch))
         jax.block_until_ready(metrics)
 
     def turn() -> None:
@@ -69,15 +70,15 @@ def main(argument: dict) -> None:
         labels = {k: ids[data.train.labels[fixed]] for k, ids in task.ancestors.items()}
 
         @jax.jit
-        def loss(params, batch_stats):
+        def loss(params: dict[str, Any], batch_stats: dict[str, Any]) -> jax.Array:
             variables = {"params": params, "batch_stats": batch_stats}
             logits, _ = task.network.apply(variables, images, train=True, mutable=["batch_stats"])
             return summed_loss(level_losses(logits, labels), task.weights)
 
         return loss(states[0].params, states[0].batch_stats).item()
 
-    def compiled():
-        return takes[0].lower(held[0], dict(batch)).compile()
+    def compiled() -> jax.stages.Compiled:
+        return train_steps[0].lower(current[0], dict(batch)).compile()
 
     def seconds_to_compile() -> float:
         began = time.perf_counter()
@@ -99,7 +100,7 @@ def main(argument: dict) -> None:
     )
 
 
-def _by_path(params) -> dict[str, np.ndarray]:
+def _by_path(params: dict[str, Any]) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(key.key for key in path): value for path, value in leaves}
 

@@ -1,8 +1,9 @@
-"""What both frameworks are to train: networks and a batch, from an experiment's config."""
+"""The networks and the batch that both frameworks train, from an experiment's config."""
 
 import dataclasses
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from hiercls_jax import experiment
 from hiercls_jax.data import folder
@@ -15,12 +16,12 @@ IMAGES = 50_000  # of random bytes: a step takes as long for noise as for photog
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Networks and their batch, as an experiment's config describes them.
+    """Networks and their batch, described by an experiment's config.
 
     Args:
       variant: `single` for the fine level alone, or a variant of `VARIANTS`.
       arguments: those of a config file, such as `arch=resnet164`.
-      folder: an image folder of CIFAR-100's classes to train on; random images if not given.
+      folder: image folder of CIFAR-100's classes to train on; random images if not given.
       streaming: whether that folder's images are read when they are needed.
     """
 
@@ -29,7 +30,7 @@ class Problem:
     folder: str | None = None
     streaming: bool = False
 
-    def config(self):
+    def config(self) -> ConfigDict:
         """Return the experiment's config."""
         variant = "separate" if self.variant == "single" else self.variant
         return experiment.compose(variant, self.arguments)
@@ -50,6 +51,6 @@ class Problem:
         return experiment.architectures(self.config(), cifar100())
 
     def networks(self, data: Dataset, axis_name: str | None = None) -> list[experiment.Network]:
-        """Return what is trained: one network, or all that the variant trains apart."""
+        """Return the networks to train: the variant's, or of `single` the fine level's."""
         networks = experiment.networks(self.config(), data, axis_name)
         return networks[-1:] if self.variant == "single" else networks

@@ -6,7 +6,9 @@ import os
 import re
 import socket
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,19 +19,20 @@ from benchmarks.problem import Problem
 from benchmarks.timing import Row, alternate
 from benchmarks.training import HUGE_PAGES, JAX
 from benchmarks.turns import Worker
+from hiercls_jax.models.branched import Branched
 from hiercls_jax.models.layers import BatchNormRelu
 
 SHAPE = (32, 32, 3)
-NETWORKS = {  # for counting; timed is the first, as processes would not have memory for the second
+NETWORKS = {  # all are counted; only the first is timed, because the second needs more memory
     "ResNet-20, stem stride 2, merge1": "cpu",
     "ResNet-164, merge1": "arch=resnet164",
 }
-STEPS = 10  # of a turn
+STEPS = 10  # in a turn
 BYTES = {"f32": 4, "s32": 4, "bf16": 2}
 SCALARS = 24  # bytes of a step's metrics: six numbers for two levels
 
 
-def rows(rounds: int):
+def rows(rounds: int) -> Iterator[Row]:
     """Yield strong and weak scaling over processes with a core each, and what steps exchange."""
     if len(cores()) < 2:
         raise RuntimeError("scaling over two processes needs two cores")
@@ -38,7 +41,7 @@ def rows(rounds: int):
         yield _counted(name, arguments)
 
 
-def _timed(rounds: int):
+def _timed(rounds: int) -> Iterator[Row]:
     first, arguments = next(iter(NETWORKS.items()))
     with contextlib.ExitStack() as stack:
         one, two, double = (
@@ -52,28 +55,28 @@ def _timed(rounds: int):
 
 
 def _counted(name: str, arguments: str) -> Row:
-    """Compile a step for two devices, and check what the model says it exchanges against it."""
+    """Compile a step for two devices, and check that it exchanges the bytes of `exchanged`."""
     problem = Problem("merge1", arguments)
     ((_, network),) = problem.architectures().items()
     expected = exchanged(network, SHAPE)
     argument = {"problem": asdict(problem), "steps": 1, "devices": 2}
     with Worker(JAX, argument, {}) as worker:
-        worker.ask("parameters")  # it has started
+        worker.ask("parameters")  # wait until it has started
         began = time.perf_counter()
-        operations, found = exchanged_by(worker.ask("program"))
+        operations, size = exchanged_by(worker.ask("program"))
         seconds = time.perf_counter() - began
-    assert found == sum(expected.values()), (found, expected)
-    parts = ", ".join(f"{what} {size:,}" for what, size in expected.items())
-    note = f"{found:,} bytes exchanged in {operations} operations: {parts}"
+    assert size == sum(expected.values()), (size, expected)
+    parts = ", ".join(f"{part} {bytes_:,}" for part, bytes_ in expected.items())
+    note = f"{size:,} bytes exchanged in {operations} operations: {parts}"
     return Row(f"step of {name}", {"compiling": [seconds]}, notes={"compiling": note})
 
 
 class Group:
-    """Processes that train together on as many cores; they take a turn as one.
+    """Processes that train together, each on a core of its own, and take a turn together.
 
     Args:
       arguments: those of a config file.
-      processes: how many.
+      processes: how many processes.
     """
 
     def __init__(self, arguments: str, processes: int):
@@ -94,17 +97,17 @@ class Group:
             for i in range(processes)
         ]
 
-    def __enter__(self):
+    def __enter__(self) -> "Group":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         for worker in self._workers:
             worker.close()
         for worker in self._workers:
             worker.wait()
 
     def turn(self) -> None:
-        """Let all processes take their steps, which wait for each other's."""
+        """Let all processes take their steps, and wait for them."""
         for worker in self._workers:
             worker.tell("turn")
         for worker in self._workers:
@@ -116,26 +119,32 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def exchanged(network, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Return the bytes that each device tells the others in a training step, by what they are.
+def exchanged(network: Branched, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Return the bytes that each device sends to the others in a training step, by their purpose.
 
-    Every gradient once; of every normalisation's channels, the mean and the variance on the way
-    forward, and two sums on the way back, in float32. Where branches begin by normalising what they
-    share, its mean and variance are the same, and the compiler has them once.
+    They are float32: each gradient once; and for each channel of a normalisation, its mean and
+    variance in the forward pass and two sums in the backward pass. Branches that begin by
+    normalising the same images share their mean and variance, which the compiler computes once.
 
     Args:
-      network: a `Branched` ResNet; layers of a DenseNet share moments, and are not counted here.
+      network: a `Branched` ResNet. (The layers of a DenseNet share moments, which this does not
+        count.)
       image_shape: (H, W, 3).
     """
-    inputs = {}  # by normalisation; that of a loop's body is one for all its passes
+    inputs: dict[tuple[str, ...], jax.Array] = {}  # of each normalisation; a loop's body has one
 
-    def see(next_call, args, kwargs, context):
+    def see(
+        next_call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
         if isinstance(context.module, BatchNormRelu) and context.method_name == "__call__":
-            assert len(args) < 3, "moments that are known already"
+            assert len(args) < 3, "its moments are known already"
             inputs[context.module.path] = args[0]
         return next_call(*args, **kwargs)
 
-    def init():
+    def init() -> Any:
         return network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
 
     with nn.intercept_methods(see):
@@ -152,9 +161,9 @@ def exchanged(network, image_shape: tuple[int, int, int]) -> dict[str, int]:
 
 
 def exchanged_by(program: str) -> tuple[int, int]:
-    """Return (how many all-reduces and all-gathers, bytes of all their inputs) of a program's text.
+    """Return (number of all-reduces and all-gathers, bytes of their inputs) of a program's text.
 
-    Those in the body of a loop count as often as it runs.
+    Those in the body of a loop count once for each time that it runs.
     """
     bodies = dict(re.findall(r"^(?:ENTRY )?(%\S+) .*?\{\n(.*?)^\}", program, re.M | re.S))
     return _exchanged_in(re.search(r"^ENTRY (%\S+)", program, re.M)[1], bodies)

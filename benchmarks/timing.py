@@ -1,9 +1,10 @@
-"""Sides timed in turn within one run, so that what else the machine does hits all of them."""
+"""Sides that are timed in turn within one run, so that other work of the machine hits them all."""
 
 import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -13,12 +14,12 @@ class Row:
     """One comparison.
 
     Args:
-      name: what was done.
+      name: of the comparison.
       seconds: by side, one number per round.
-      bytes: read and written by the least that the task needs, or None.
-      images: that one turn trains on, or None.
-      memory: by side, the most bytes that its process had, or nothing.
-      notes: by side, what to print beside it, or nothing.
+      bytes: the fewest that a turn must read and write, or None.
+      images: number of images that a turn trains on, or None.
+      memory: by side, the peak memory of its process in bytes; may be empty.
+      notes: by side, a text to print beside it; may be empty.
     """
 
     name: str
@@ -28,8 +29,8 @@ class Row:
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def having(self, **fields) -> "Row":
-        """Return this row with more fields."""
+    def having(self, **fields: Any) -> "Row":
+        """Return this row with these fields set."""
         return dataclasses.replace(self, **fields)
 
     def median(self, side: str) -> float:
@@ -37,26 +38,26 @@ class Row:
         return statistics.median(self.seconds[side])
 
     def ratios(self, side: str, to: str) -> list[float]:
-        """Return, for each round, how many times as fast `side` was as `to`."""
+        """Return for each round how many times as fast as `to` the side was."""
         return [b / a for a, b in zip(self.seconds[side], self.seconds[to], strict=True)]
 
 
 def alternate(
-    name: str, sides: dict[str, Callable], rounds: int, bytes_moved: int | None = None
+    name: str, sides: dict[str, Callable[[], Any]], rounds: int, bytes_moved: int | None = None
 ) -> Row:
-    """Run every side in each round, the order turned in every second round.
+    """Time every side in each round, in reverse order in every second round.
 
-    Before a side's turn is timed it runs once untimed, and finds what it lost while it waited: the
-    caches, and the memory that it gave back to the system. (A virtual machine may give that back to
-    its host, from which it comes slowly: touching 3.5 GiB took from 0.2 to 9 s on one.)
+    Each side runs once untimed before it is timed, to get back what it lost while it waited: the
+    caches, and memory that it gave back to the system. (A virtual machine may give memory back to
+    its host, which returns it slowly: to touch 3.5 GiB took from 0.2 to 9 s on one.)
 
     Args:
-      name: what is done.
-      sides: callables without arguments; JAX arrays that they return are waited for.
+      name: of the comparison.
+      sides: callables without arguments; the time includes that of the JAX arrays they return.
       rounds: at least 1.
-      bytes_moved: see `Row`.
+      bytes_moved: `bytes` of the `Row`.
     """
-    seconds = {side: [] for side in sides}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
     for i in range(rounds):
         for side in list(sides)[:: 1 if i % 2 == 0 else -1]:
             jax.block_until_ready(sides[side]())
@@ -67,7 +68,7 @@ def alternate(
 
 
 def format_row(row: Row) -> str:
-    """Return a row as lines: each side's median, its rate, and the first side's gain over it."""
+    """Return a row as lines: of each side its median, its rate, and its ratio to the first side."""
     first = next(iter(row.seconds))
     lines = [row.name]
     for side in row.seconds:

@@ -1,8 +1,10 @@
-"""The networks of `hiercls_jax.models` in PyTorch, module for module, with the same names."""
+"""The networks of `hiercls_jax.models` in PyTorch: the same modules, with the same names."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiercls_jax.models.branched import Branched, shared_pieces
@@ -18,7 +20,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 class BatchNormRelu(nn.BatchNorm2d):
     """Batch normalisation followed by ReLU."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.relu(super().forward(x), inplace=True)
 
 
@@ -30,7 +32,7 @@ class Chain(nn.Module):
         for name, part in parts.items():
             self.add_module(name, part)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         for part in self.children():
             x = part(x)
         return x
@@ -50,7 +52,7 @@ class Block(nn.Module):
         self.norm3 = BatchNormRelu(features)
         self.conv3 = conv(features, width, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
         x = x if self.shortcut is None else self.shortcut(y)
         return x + self.conv3(self.norm3(self.conv2(self.norm2(self.conv1(y)))))
@@ -66,7 +68,7 @@ class Layer(nn.Module):
         self.norm2 = BatchNormRelu(BOTTLENECK * growth)
         self.conv2 = conv(BOTTLENECK * growth, growth, 3)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.conv2(self.norm2(self.conv1(self.norm1(x))))], 1)
 
 
@@ -77,7 +79,7 @@ class Transition(nn.Module):
         super().__init__()
         self.transition_norm, self.transition_conv = BatchNormRelu(inputs), conv(inputs, outputs, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(self.transition_conv(self.transition_norm(x)), 2)
 
 
@@ -88,7 +90,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.linear = nn.Linear(channels, classes)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.mean((2, 3)))
 
 
@@ -140,15 +142,20 @@ class Merged(nn.Module):
             parts["classifier"] = Classifier(pieces[-1][2], classes)
             self.heads[level] = Chain(parts)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.shared(x)
         return {level: head(x) for level, head in self.heads.items()}
 
 
 def load(module: Merged, weights: dict[str, np.ndarray]) -> None:
-    """Copy parameters by their Flax paths, such as `shared/stage1/block0/conv1/kernel`."""
+    """Copy parameters into the network.
+
+    Args:
+      module: the network.
+      weights: every parameter by its Flax path, such as `shared/stage1/block0/conv1/kernel`.
+    """
     own = dict(module.named_parameters())
-    for path, value in _one_by_one(weights):
+    for path, value in _unrolled(weights):
         name = path.replace("/", ".").replace(".classifier.", ".classifier.linear.")
         name = name.replace("transition_", "transition.transition_")
         if not name.startswith("shared."):
@@ -158,14 +165,14 @@ def load(module: Merged, weights: dict[str, np.ndarray]) -> None:
         axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[value.ndim]
         with torch.no_grad():
             own.pop(name).copy_(torch.from_numpy(np.ascontiguousarray(value.transpose(axes))))
-    assert not own, f"without a value: {', '.join(own)}"
+    assert not own, f"parameters without a value: {', '.join(own)}"
 
 
-def _one_by_one(weights: dict[str, np.ndarray]):
-    """Yield paths and values with a module for each block, where Flax has one for all alike."""
+def _unrolled(weights: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield paths and values of each block, which Flax has in one module for all equal blocks."""
     for path, value in weights.items():
         if "/blocks/" in path:
-            for i, of_block in enumerate(value, 1):
-                yield path.replace("/blocks/", f"/block{i}/"), of_block
+            for i, block_value in enumerate(value, 1):
+                yield path.replace("/blocks/", f"/block{i}/"), block_value
         else:
             yield path, value

@@ -1,8 +1,9 @@
-"""The training step beside PyTorch's, merged networks beside separate ones, starts, the input."""
+"""The training step beside PyTorch's, merged beside separate networks, starts, and the input."""
 
 import contextlib
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from hiercls_jax.hierarchy import cifar100
 from hiercls_jax.models.costs import merge_summaries, summarise
 from hiercls_jax.runtime import huge_pages
 
-SMALL = "cpu,batch=128"  # ResNet-20 with a stem of stride 2: the preset for a CPU
-STEPS = {  # of problems by name: arguments, and how many steps a turn is
+SMALL = "cpu,batch=128"  # the preset for a CPU: ResNet-20 with a stem of stride 2
+STEPS = {  # by network: arguments of its config, and the number of steps in a turn
     "ResNet-20, stem stride 2": (SMALL, 10),
     "ResNet-164": ("arch=resnet164", 1),
     "DenseNet-BC-100": ("arch=densenet100", 1),
@@ -27,13 +28,13 @@ STEPS = {  # of problems by name: arguments, and how many steps a turn is
 HUGE_PAGES = {huge_pages.VARIABLE: f"{huge_pages.TUNABLE}=1"}  # as the training command has them
 JAX, TORCH = "benchmarks.jax_step", "benchmarks.torch_step"
 LOSS_TOLERANCE = 1e-5  # relative; float32 sums in another order
-FED = 20  # steps of a turn that reads its images
-SHORT, OFTEN = 5, 4  # steps of a turn, and times as many rounds, where a hundredth is asked for
-FILES = 10_000  # of the image folder
+FED = 20  # steps in a turn that reads its images
+SHORT, OFTEN = 5, 4  # steps in a turn, and factor of rounds, to measure to a hundredth
+FILES = 10_000  # training images of the image folder
 
 
-def beside_torch(rounds: int):
-    """Yield the step of every network, single and merged, beside the same one in PyTorch."""
+def beside_torch(rounds: int) -> Iterator[Row]:
+    """Yield the step of every network, single and merged, beside the same step in PyTorch."""
     for name, (arguments, steps) in STEPS.items():
         for variant in ("single", "merge1"):
             yield _beside_torch(f"step of {name}, {variant}", variant, arguments, steps, rounds)
@@ -50,21 +51,21 @@ def _beside_torch(name: str, variant: str, arguments: str, steps: int, rounds: i
         workers = {}
         for side, module in (("hiercls_jax", JAX), ("PyTorch, channels last", TORCH)):
             workers[side] = stack.enter_context(Worker(module, argument, HUGE_PAGES))
-            workers[side].ask("parameters")  # the first has written the weights of the second
+            workers[side].ask("parameters")  # the first writes the weights that the second reads
         ours, theirs = workers.values()
         assert ours.ask("parameters") == theirs.ask("parameters")
         losses = ours.ask("loss"), theirs.ask("loss")
         assert abs(losses[0] / losses[1] - 1) < LOSS_TOLERANCE, losses
         for worker in workers.values():
             worker.ask("turn")
-            worker.ask("forget")  # what compiling took
+            worker.ask("forget")  # the memory that compiling took
         row = alternate(name, {side: worker.ask for side, worker in workers.items()}, rounds)
         memory = {side: worker.ask("peak") for side, worker in workers.items()}
     images = steps * problem.config().train.batch
     return row.having(images=images, memory=memory)
 
 
-def merging(rounds: int):
+def merging(rounds: int) -> Iterator[Row]:
     """Yield one step of each variant: separate networks, and merge-0 to merge-3."""
     with contextlib.ExitStack() as stack:
         workers, work = {}, {}
@@ -83,11 +84,15 @@ def merging(rounds: int):
     yield row.having(images=1280, notes=share)
 
 
-def starts(rounds: int):
-    """Yield the time from a process's start to its first finished step, and that of compiling."""
+def starts(rounds: int) -> Iterator[Row]:
+    """Yield the time from a process's start to the end of its first step, and to compile it."""
     for name, (arguments, _) in STEPS.items():
         problem = asdict(Problem("merge1", arguments))
-        seconds = {"warm cache": [], "empty cache": [], "compiling the step": []}
+        seconds: dict[str, list[float]] = {
+            "warm cache": [],
+            "empty cache": [],
+            "compiling the step": [],
+        }
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as cache:
                 argument = {"problem": problem, "steps": 1, "cache": cache}
@@ -101,8 +106,8 @@ def starts(rounds: int):
         yield Row(f"start to first step of {name}, merge1", seconds)
 
 
-def input_path(rounds: int):
-    """Yield the step on images looked up beside that on one batch, and on files, streamed."""
+def input_path(rounds: int) -> Iterator[Row]:
+    """Yield the step on changing batches beside one batch, and on streamed files beside memory."""
     yield _looked_up(rounds)
     yield from _streamed(rounds)
 
@@ -115,7 +120,7 @@ def _looked_up(rounds: int) -> Row:
     return row.having(images=128 * SHORT)
 
 
-def _streamed(rounds: int):
+def _streamed(rounds: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = _image_folder(Path(place) / "images")
         environment = {**HUGE_PAGES, "XDG_CACHE_HOME": str(Path(place) / "cache")}
@@ -124,14 +129,14 @@ def _streamed(rounds: int):
             problem = Problem("merge1", SMALL, str(folder), streaming)
             argument = {"problem": asdict(problem), "steps": FED}
             workers[side] = stack.enter_context(Worker(JAX, argument, environment))
-        for what, question in (("reading", "read"), ("steps on", "fed")):
+        for action, question in (("reading", "read"), ("steps on", "fed")):
             sides = {side: partial(worker.ask, question) for side, worker in workers.items()}
-            row = alternate(f"{what} {FILES:,} PNG files of CIFAR-100", sides, rounds)
+            row = alternate(f"{action} {FILES:,} PNG files of CIFAR-100", sides, rounds)
             yield row.having(images=128 * FED)
 
 
 def _image_folder(root: Path) -> Path:
-    """Write the first images of CIFAR-100's training split as PNG files, all of them as train."""
+    """Write images of CIFAR-100's training split as PNG files, to `train` and (a few) to `test`."""
     hierarchy, images = cifar100(), cifar100_source.load(None)["train"]
     for name, count in (("train", FILES), ("test", 100)):
         for i in range(count):

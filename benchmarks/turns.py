@@ -1,7 +1,7 @@
-"""Sides that need a process of their own: started once, then told to take their turns.
+"""Worker processes, each started once and then asked to take its turns.
 
-A worker answers each line that it reads with one line, `ANSWER` and JSON. What else it prints, such
-as that its processes are connected, is passed over.
+A worker answers each line that it reads by a line of `ANSWER` and JSON. Its other output, such as a
+message that its processes are connected, is ignored.
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ANSWER = "answer: "
 
@@ -19,11 +20,11 @@ class Worker:
 
     Args:
       module: a module whose `__main__` calls `serve`.
-      argument: JSON-serialisable, what it is to set up.
-      environment: added to this process's.
+      argument: JSON-serialisable, for the worker to set itself up.
+      environment: variables added to those of this process.
     """
 
-    def __init__(self, module: str, argument, environment: dict[str, str]):
+    def __init__(self, module: str, argument: object, environment: dict[str, str]):
         arguments = [sys.executable, "-m", module, json.dumps(argument)]
         self._process = subprocess.Popen(
             arguments,
@@ -33,52 +34,52 @@ class Worker:
             env={**os.environ, **environment},
         )
 
-    def __enter__(self):
+    def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(self, *_):
-        """Let the worker end."""
+    def __exit__(self, *_: object) -> None:
+        """Let the worker end, and wait for it."""
         self.close()
         self.wait()
 
     def close(self) -> None:
-        """Ask no more."""
+        """Tell the worker that no question follows."""
         self._process.stdin.close()
 
     def wait(self) -> None:
         """Wait until the worker has ended."""
         self._process.wait()
 
-    def ask(self, question: str = "turn"):
-        """Return the worker's answer, once it has it."""
+    def ask(self, question: str = "turn") -> Any:
+        """Return the worker's answer to a question."""
         self.tell(question)
         return self.hear()
 
     def tell(self, question: str) -> None:
-        """Ask, and do not wait for the answer: `hear` does."""
+        """Ask a question without waiting for the answer, which `hear` returns."""
         self._process.stdin.write(question + "\n")
         self._process.stdin.flush()
 
-    def hear(self):
-        """Return the worker's answer to what it was told, once it has it."""
+    def hear(self) -> Any:
+        """Wait for the worker's answer to the question of `tell`, and return it."""
         for line in self._process.stdout:
             if line.startswith(ANSWER):
                 return json.loads(line.removeprefix(ANSWER))
         raise RuntimeError(f"{self._process.args[2:]} ended with {self._process.wait()}")
 
 
-def serve(answers: dict[str, Callable]) -> None:
-    """Answer each line of stdin, a key of `answers`, until there are no more."""
+def serve(answers: dict[str, Callable[[], Any]]) -> None:
+    """Answer each line of stdin, which is a key of `answers`, until stdin ends."""
     for line in sys.stdin:
         print(ANSWER + json.dumps(answers[line.strip()]()), flush=True)
 
 
 def forget_peak() -> None:
-    """Let the peak of this process's memory be what it uses now."""
+    """Reset the peak of this process's memory to its present use."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """Return the most bytes that this process had in memory since `forget_peak`."""
+    """Return the peak of this process's memory since `forget_peak`, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

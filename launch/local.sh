@@ -3,12 +3,12 @@
 #
 #   launch/local.sh 2 python -m hiercls_jax.main --config=configs/merge1.py:quick
 #
-# Each process gets --distributed, --coordinator, --processes and --process_id behind the command's
-# own arguments. SIGTERM and Ctrl-C are passed on. The exit status is that of the lowest process that
-# failed, or 0. With --dry-run before N, the commands are printed instead of run, one a line. For
-# trying out what a pod does; one process uses the cores of one machine better.
+# Each process gets the command's arguments, then --distributed, --coordinator, --processes and
+# --process_id. SIGTERM and Ctrl-C are passed on. The exit status is that of the first process, by
+# number, that failed, or 0. With --dry-run before N, the script prints the commands, one a line, and
+# runs none. Use it to try out several processes; one process uses the cores of one machine better.
 set -euo pipefail
-set -m # each process in a group of its own: a signal from the terminal reaches it once, by this script
+set -m # a process group for each, so that a signal from the terminal reaches it only through here
 
 dry_run=false
 if [[ ${1:-} == --dry-run ]]; then

@@ -2,31 +2,32 @@
 # Train on a Cloud TPU slice, of one host (v3-8, v5litepod-8) or of many (v3-32, v5litepod-64).
 #
 #   export TPU_NAME=merge ZONE=europe-west4-a
-#   launch/tpu_pod.sh train      all of what follows, to the end of the training
+#   launch/tpu_pod.sh train      all steps below, to the end of the training
 #
-#   launch/tpu_pod.sh create     ask for the slice, by a queued resource of the same name
+#   launch/tpu_pod.sh create     request the slice, as a queued resource of the same name
 #   launch/tpu_pod.sh wait       wait until it is ACTIVE
 #   launch/tpu_pod.sh install    copy the last commit to every host, and install it
-#   launch/tpu_pod.sh upload     copy what was fetched last to the first host, to go on from there
-#   launch/tpu_pod.sh run        start or resume training on all hosts; it goes on without you
-#   launch/tpu_pod.sh logs       follow it; Ctrl-C stops the following, not the training
-#   launch/tpu_pod.sh fetch      copy the runs back into ./runs, from the first host, which has them
-#   launch/tpu_pod.sh delete     delete slice and queued resource, and what was not fetched
+#   launch/tpu_pod.sh upload     copy the runs that were fetched last to the first host
+#   launch/tpu_pod.sh run        start or resume training on all hosts, in the background
+#   launch/tpu_pod.sh logs       follow its log; Ctrl-C stops the following, not the training
+#   launch/tpu_pod.sh fetch      copy the runs from the first host, which has them, into ./runs
+#   launch/tpu_pod.sh delete     delete the slice and the queued resource, with all that is not fetched
 #
-# `train` fetches every FOLLOW_SECONDS what is saved; a slice that is preempted, or whose training is
-# killed, is deleted and asked for again, and goes on from there, at most MAX_RESTARTS times. However
-# it ends, by an error or Ctrl-C too, it stops the training, which saves, fetches that, and deletes
-# the queued resource. A run is fetched where its workdir is below runs/, as it is by default.
+# `train` fetches the saved runs every FOLLOW_SECONDS. If the slice is preempted, or its training
+# killed, the script deletes it, requests another one and resumes there from the fetched runs, at most
+# MAX_RESTARTS times. At its end, also after an error or Ctrl-C, it stops the training, which then
+# saves, fetches the runs, and deletes the queued resource. Only runs below runs/ are fetched, where
+# they are by default.
 #
-# With --dry-run as the first argument, the commands are printed instead of run.
-# Further variables: PROJECT (gcloud's own default), ACCELERATOR_TYPE (v3-8), RUNTIME_VERSION (what
-# Google names for the type), SPOT (set it to 1 for preemptible slices), CONFIG (configs/merge1.py),
-# MAX_RESTARTS (10), FOLLOW_SECONDS (300), POLL_SECONDS (30); arguments after `run` or `train` are
-# passed on to hiercls_jax.main. Needs gcloud, logged in, and git.
+# With --dry-run as the first argument, the script prints its commands and runs none.
+# More variables: PROJECT (gcloud's default), ACCELERATOR_TYPE (v3-8), RUNTIME_VERSION (Google's
+# version for the type), SPOT (1 for preemptible slices), CONFIG (configs/merge1.py), MAX_RESTARTS
+# (10), FOLLOW_SECONDS (300), POLL_SECONDS (30). Arguments after `run` or `train` are passed on to
+# hiercls_jax.main. Needs git, and gcloud, logged in.
 set -euo pipefail
 
-LOST=75         # status of a step that failed because the slice is gone, or was restarted
-MAX_SILENCE=10  # times in a row that nothing is heard of the slice before that is an error
+LOST=75         # status of a step that failed because the slice is gone or was restarted
+MAX_SILENCE=10  # failed questions in a row after which the script gives up
 
 usage() {
   sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "${BASH_SOURCE[0]}"
@@ -62,7 +63,7 @@ case $action in
 esac
 [[ $action == run || $action == train || $# -eq 0 ]] ||
   die "unexpected argument '$1' after $action"
-[[ -n ${TPU_NAME:-} ]] || die "set TPU_NAME, the name that the slice has or gets"
+[[ -n ${TPU_NAME:-} ]] || die "set TPU_NAME, the name of the slice"
 [[ -n ${ZONE:-} ]] || die "set ZONE, such as europe-west4-a"
 MAX_RESTARTS=${MAX_RESTARTS:-10}
 FOLLOW_SECONDS=${FOLLOW_SECONDS:-300}
@@ -102,13 +103,13 @@ if $dry_run; then
 else
   scratch=$(mktemp -d)
 fi
-child=          # process group of what `interruptible` runs
-owned=false     # `train` asks for slices, so it deletes them
-created=false   # there is one that it was given
-training=false  # `train` has started the training, and does not know that it has ended
-exec 3>&1 # where a dry run prints, also from inside $(…)
+child=          # process group of the command that `interruptible` runs
+owned=false     # whether this script requests slices (`train`), so that it must delete them
+created=false   # whether there is a slice that it requested
+training=false  # whether `train` has started a training that may still run
+exec 3>&1 # a dry run prints here, even inside $(…)
 
-# Print a command so that a shell would read the same words, or run it.
+# Run a command, or in a dry run print it so that a shell would read the same words.
 run() {
   if $dry_run; then
     printf '%q ' "$@" >&3
@@ -122,20 +123,20 @@ queued_resources() {
   run gcloud compute tpus queued-resources "$@" "${where[@]}"
 }
 
-# Run a shell command on one host (its number) or on all. A host that is gone is noticed in a minute.
+# Run a shell command on one host (its number) or on all. ssh notices a lost host within a minute.
 on_host() {
   run gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${where[@]}" --worker="$1" --command="$2" \
     --ssh-flag=-oServerAliveInterval=15
 }
 
-# Run in the background: a signal to this script is then acted on at once. Needs no terminal.
+# Run a command in the background, so that this script acts on a signal at once.
 interruptible() {
   if $dry_run; then
     "$@"
     return
   fi
   local code=0
-  set -m # in a process group of its own, which clean_up can end as a whole
+  set -m # in a process group, which clean_up can end as a whole
   "$@" < /dev/null &
   child=$!
   set +m
@@ -144,15 +145,14 @@ interruptible() {
   return "$code"
 }
 
-# Below, steps are joined by && and ||, as set -e does nothing in a function that is asked for its
-# status.
+# Below, && and || join the steps, because set -e has no effect in a function whose status is tested.
 
 create() {
   queued_resources create "$TPU_NAME" --node-id="$TPU_NAME" \
     --accelerator-type="$accelerator" --runtime-version="$runtime" "${spot[@]}"
 }
 
-# Print the state of the queued resource, or UNKNOWN where it cannot be asked.
+# Print the state of the queued resource, or UNKNOWN if gcloud fails.
 state() {
   local answer
   answer=$(queued_resources describe "$TPU_NAME" --format='value(state.state)') || answer=UNKNOWN
@@ -177,14 +177,14 @@ wait_until_active() {
       *) silence=0 ;;
     esac
     if ((silence == MAX_SILENCE)); then
-      note "the state of $TPU_NAME could not be asked $silence times in a row"
+      note "gcloud could not tell the state of $TPU_NAME $silence times in a row"
       return 1
     fi
     interruptible sleep "$POLL_SECONDS"
   done
 }
 
-# A new host updates itself: apt waits for the lock of packages, but not for that of the lists.
+# A new host updates itself. apt waits for the lock of packages, but not for the lock of lists.
 install() {
   run git archive --format=tar.gz --output="$scratch/hiercls_jax.tar.gz" HEAD &&
     run gcloud compute tpus tpu-vm scp "$scratch/hiercls_jax.tar.gz" \
@@ -202,8 +202,8 @@ upload() {
     on_host 0 "mkdir -p hiercls_jax && tar -xzf runs.tar.gz -C hiercls_jax"
 }
 
-# Try a step three times: a new slice is reachable a little after it is ACTIVE, and connections
-# break. Status: the last one's, or LOST.
+# Try a step three times, because connections break, and a new slice is reachable only a little after
+# it is ACTIVE. Status: that of the last attempt, or LOST.
 insist() {
   local attempt code
   for attempt in 1 2 3; do
@@ -217,7 +217,7 @@ insist() {
   return "$code"
 }
 
-# A training holds the lock that it is started with: a host that is asked twice has one.
+# The training holds a lock, so that a host that is told twice to start it starts one.
 start() {
   local words
   words=$(printf '%q ' "${arguments[@]}")
@@ -230,14 +230,14 @@ until [ -s pid ] || ! kill -0 \$! 2> /dev/null; do sleep 0.1; done
 echo 'started; launch/tpu_pod.sh logs follows it'"
 }
 
-# Say whether the slice is known to be no longer there.
+# Status 0: the slice is certainly gone.
 lost() {
   case $(state) in
     ACTIVE | UNKNOWN) return 1 ;;
   esac
 }
 
-# Print the first host's log from byte $1 of this start, for FOLLOW_SECONDS or to the training's end.
+# Print the first host's log from byte $1 on, for FOLLOW_SECONDS or until the training ends.
 follow_log() {
   local ask="cd hiercls_jax; from=\$((\$(cat followed) + $1))
 timeout $FOLLOW_SECONDS tail --pid=\"\$(cat pid)\" -c \"+\$from\" -F runs/log.txt; true"
@@ -248,7 +248,7 @@ timeout $FOLLOW_SECONDS tail --pid=\"\$(cat pid)\" -c \"+\$from\" -F runs/log.tx
   fi
 }
 
-# Follow the training to its end, and fetch what it saves. Status: its own, or LOST.
+# Follow the training to its end, and fetch the runs meanwhile. Status: that of the training, or LOST.
 follow() {
   local from=1 silence=0 answer
   while true; do
@@ -263,17 +263,17 @@ follow() {
     [[ ! -e $scratch/log ]] || from=$((from + $(wc -c < "$scratch/log")))
     if lost; then return "$LOST"; fi
     case $answer in
-      '') interruptible sleep "$POLL_SECONDS" ;; # the connection broke; the training may go on
-      running) fetch || note "what is saved could not be fetched; trying again later" ;;
+      '') interruptible sleep "$POLL_SECONDS" ;; # the connection broke; the training may still run
+      running) fetch || note "the runs could not be fetched; trying again later" ;;
       0) return ;;
-      143 | vanished) return "$LOST" ;; # the hosts were restarted under it
+      143 | vanished) return "$LOST" ;; # the hosts were restarted
       *)
-        interruptible sleep "$POLL_SECONDS" # a slice that goes takes some hosts before it says so
+        interruptible sleep "$POLL_SECONDS" # a preempted slice loses hosts before its state changes
         if lost; then return "$LOST"; fi
         note "the training ended with status $answer; the end of every host's log:"
         on_host all "tail -n 20 hiercls_jax/runs/log.txt" || true
         case $answer in
-          134 | 137) return "$LOST" ;; # another host's is gone, so JAX ended it; killed
+          134 | 137) return "$LOST" ;; # JAX ended it because another host is gone; it was killed
         esac
         return "$answer"
         ;;
@@ -281,7 +281,7 @@ follow() {
   done
 }
 
-# Print `running`, the exit status of the training, or `vanished` where neither is so.
+# Print the exit status of the training, `running`, or `vanished` if it left no status.
 ask_how_it_goes() {
   on_host 0 "cd hiercls_jax; if [ -s status ]; then cat status
 elif kill -0 \"\$(cat pid)\"; then echo running; else echo vanished; fi"
@@ -292,7 +292,7 @@ stop() {
 timeout 120 tail --pid=\"\$(cat pid)\" -f /dev/null"
 }
 
-# Copy the runs here. Checkpoints first: there must be no checkpoint without the records before it.
+# Copy the runs here. In the archive checkpoints come first, so that none lacks the records before it.
 fetch() {
   on_host 0 "set -e; cd hiercls_jax; tar --sort=name -czf ../runs.part runs || [ \$? -eq 1 ]
 mv ../runs.part ../runs.tar.gz" &&
@@ -310,7 +310,7 @@ delete() {
   queued_resources delete "$TPU_NAME" --force "$@"
 }
 
-# Whether the name is free. An error here ends the script, before anything could be deleted.
+# Status 0: the name is free. If gcloud fails, the script ends, before it could delete anything.
 is_free() {
   local names name
   names=$(queued_resources list --format='value(name)') || exit
@@ -319,15 +319,15 @@ is_free() {
   done <<< "$names"
 }
 
-# Delete the slice, if there is one. A creation that failed may have left one, and another hand may
-# have deleted it. Status 0: there is none. In parentheses, what cannot be asked ends nothing.
+# Delete the slice, if there is one: a failed request may have left one, and somebody else may have
+# deleted it. Status 0: there is none. In parentheses, a failing is_free does not end the script.
 remove() {
   if ! $created && (is_free); then return 0; fi
   created=false
   delete --quiet || (is_free)
 }
 
-# Be on one slice until the training has ended or the slice is lost.
+# Train on one slice until the training ends or the slice is lost.
 live() {
   local code=0
   create || exit
@@ -350,7 +350,7 @@ bring_home() {
     0) unpack ;;
     "$LOST") return "$LOST" ;;
     *)
-      note "what was fetched last is $fetched; the same command again goes on from there"
+      note "the last fetched runs are in $fetched; the same command again goes on from there"
       return 1
       ;;
   esac
@@ -360,7 +360,7 @@ train() {
   local code restarts=0
   is_free ||
     die "there is a queued resource $TPU_NAME already, which train would delete at its end; choose\
- another TPU_NAME, or go on with run, logs and fetch, and delete it"
+ another TPU_NAME, or use run, logs and fetch, and then delete"
   owned=true
   trap 'exit 129' HUP
   trap 'exit 130' INT
@@ -371,7 +371,7 @@ train() {
     if ((code == 0)); then break; fi
     ((code == LOST)) || exit "$code"
     ((restarts < MAX_RESTARTS)) || die "the slice was lost $((restarts + 1)) times, and MAX_RESTARTS\
- is $MAX_RESTARTS; the same command again goes on from what was fetched" 1
+ is $MAX_RESTARTS; the same command again goes on from the fetched runs" 1
     ((restarts += 1))
     note "the slice was lost; restart $restarts of at most $MAX_RESTARTS"
     save
@@ -379,18 +379,18 @@ train() {
   done
 }
 
-# Stop a training that still goes, which makes it save, and fetch what is there.
+# Stop a training that still runs, which makes it save, and fetch the runs.
 save() {
-  if ! $training; then return 0; fi # in a trap, a bare `return` gives the status from before it
+  if ! $training; then return 0; fi # in a trap, `return` alone gives the status from before it
   training=false
   if lost; then return 0; fi
   stop || true
-  fetch || note "what was saved last could not be fetched"
+  fetch || note "the runs could not be fetched after the last save"
 }
 
 clean_up() {
   local code=$1
-  trap '' HUP INT TERM # what follows must come to its end
+  trap '' HUP INT TERM # nothing may interrupt the rest
   if [[ -n $child ]]; then kill -s TERM -- "-$child" 2> /dev/null || true; fi
   if $owned; then
     save

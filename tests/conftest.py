@@ -1,4 +1,4 @@
-"""Several devices, strict shapes and warnings, and a compilation cache, set before JAX is used."""
+"""Devices, strict shapes, a compilation cache and hypothesis profiles, set before JAX runs."""
 
 import os
 import signal
@@ -22,6 +22,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 hypothesis.settings.register_profile(
     "repeatable", deadline=None, derandomize=True, database=None, max_examples=50
+)
+# pytest -m hypothesis --hypothesis-profile=explore
+hypothesis.settings.register_profile(
+    "explore", deadline=None, derandomize=False, max_examples=200, print_blob=True
 )
 hypothesis.settings.load_profile("repeatable")
 

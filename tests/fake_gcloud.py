@@ -1,22 +1,26 @@
 """A stand-in for gcloud and its cloud: one queued resource, whose hosts are folders here.
 
-What is sent by ssh is run, by bash, in the folder of the host. Each call is a line of
-`$CLOUD/calls.jsonl`. `$CLOUD/plan.json` says how it goes: `create` is the exit status of `create`,
-which gives a slice nevertheless if there is a life for it, `delete` that of `delete`, `others` the
-names that are taken, `unready` how many times copying to a slice fails, `unstarted` how many times
-starting reaches the first host alone, and `lives` what becomes of each slice in turn:
+A command that is sent by ssh runs, by bash, in the folder of the host. Each call is a line of
+`$CLOUD/calls.jsonl`. `$CLOUD/plan.json` decides what happens:
+
+    create          exit status of `create`; it still makes a slice if `lives` has one for it
+    delete          exit status of `delete`
+    others          names that are taken
+    unready         how many times copying to a slice fails
+    unstarted       how many times starting reaches the first host alone
+    lives           what happens to each slice in turn:
 
     finish          the training ends well
     fail            the training exits with 1
-    told            the training exits with 143, as by an orderly reboot
-    crash           the training is gone without a status, as by another one
-    half            it is on the last host alone; the training of the others exits with 134
-    killed          the training is killed, by what finds too little memory
-    stillborn       what starts the training is gone before it has said which process that is
-    flaky           it ends well, but from its start on `outage` calls fail
-    forever         the training goes on until it is told to stop
-    preempt         it does too, but after `fetches` (1) fetches the slice is suspended
-    removed         likewise, but somebody else deletes the queued resource then
+    told            the training exits with 143, as after an orderly reboot
+    crash           the training ends without a status, as after a crash of the host
+    half            it crashes on the last host alone, and exits with 134 on the others
+    killed          the training is killed, as if memory ran out
+    stillborn       the shell that starts the training ends before it has written a pid
+    flaky           the training ends well, but after its start `outage` calls fail
+    forever         the training runs until it gets SIGTERM
+    preempt         like forever, but after `fetches` (1) fetches the slice is suspended
+    removed         like preempt, but somebody else deletes the queued resource
     never           the slice is suspended before it is active
     refused         the request fails
 """
@@ -25,12 +29,13 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+# shutil and subprocess are imported in the functions that need them: a test calls this program 20
+# times, and their import is half of a call.
 
 HOSTS = ("0", "1")
 TRAINING = """#!/bin/bash
@@ -56,10 +61,10 @@ case $LIFE in
   killed) kill -s KILL $$ ;;
   finish | flaky) exit 0 ;;
 esac
-while :; do sleep 0.05; done
+while :; do sleep 0.2; done
 """
-COMMANDS = {  # that installing and starting need on a host
-    # Another apt has the lock of the lists when it is first asked for, and long that of packages.
+COMMANDS = {  # of a host, for installing and starting
+    # At first another apt holds the lock of the lists, and for long that of the packages.
     "sudo": """#!/bin/sh
 case $* in
   *update*) [ -e updated ] || { touch updated; exit 100; } ;;
@@ -140,6 +145,8 @@ def counted_down(path: Path) -> bool:
 
 def lose(cloud: Path, grace: float = 0) -> None:
     """Take the hosts away, and `grace` seconds later all that runs there."""
+    import shutil
+
     gone = cloud / "gone"
     with contextlib.suppress(FileNotFoundError):
         (cloud / "hosts").rename(gone)
@@ -153,6 +160,9 @@ def lose(cloud: Path, grace: float = 0) -> None:
 
 def vm(cloud: Path, words: list[str]) -> int:
     """Carry out `tpu-vm ssh NAME` or `tpu-vm scp FROM TO` on one host or on all."""
+    import shutil
+    import subprocess
+
     name, worker = (cloud / "name").read_text(), option(words, "worker")
     hosts = [cloud / "hosts" / host for host in (HOSTS if worker == "all" else [worker])]
     if not all(host.is_dir() for host in hosts):
@@ -187,7 +197,7 @@ def vm(cloud: Path, words: list[str]) -> int:
             (cloud / "suspend").touch()
         if last and life == "removed":
             (cloud / "state").unlink()
-            lose(cloud, grace=1)  # who asks just now is told of a training that runs
+            lose(cloud, grace=1)  # meanwhile the training still runs
     elif counted_down(cloud / "unready"):
         return 255
     else:

@@ -24,7 +24,7 @@ from hiercls_jax.data import cifar100, cifar100_prepare, download, tfds_source
 from hiercls_jax.data.dataset import DataError
 from hiercls_jax.hierarchy import cifar100 as hierarchy
 
-COUNTS = {"train": 120, "test": 30}
+COUNTS = {"train": 20, "test": 5}
 PREFIX = "cifar-100-binary/"
 
 
@@ -136,7 +136,10 @@ def refused(server, folder, archive, *parts, kept=False, good=None, **changed):
     if good is not None:
         stored.unlink(missing_ok=True)
         prepare(server, folder, good, "/good.tar.gz")
-        assert len(tfds_source.read("cifar100", folder, "label", hierarchy())["test"]) == 30
+        assert (
+            len(tfds_source.read("cifar100", folder, "label", hierarchy())["test"])
+            == COUNTS["test"]
+        )
 
 
 def test_end_to_end(server, good, tmp_path, capfd):
@@ -447,7 +450,10 @@ def test_another_process_was_first(server, good, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar100_prepare, "_png", race)
     folder = prepare(server, tmp_path, good)
     assert [path.name for path in folder.parent.iterdir()] == ["3.0.2"]
-    assert len(tfds_source.read("cifar100", tmp_path, "label", hierarchy())["train"]) == 120
+    assert (
+        len(tfds_source.read("cifar100", tmp_path, "label", hierarchy())["train"])
+        == COUNTS["train"]
+    )
 
 
 @pytest.fixture(scope="module")

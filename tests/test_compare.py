@@ -1,7 +1,8 @@
-"""From runs to a summary, and from the summary alone to the same figures and tables again."""
+"""From runs to a summary, and from the summary alone to the same figures and tables."""
 
 import contextlib
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -13,9 +14,12 @@ from made_up import page_data, rates
 from made_up_runs import write_run
 
 from hiercls_jax.commands import compare
-from hiercls_jax.study import summary
+from hiercls_jax.errors import UserError
+from hiercls_jax.study import claims, finished_runs, summary
 
 VARIANTS = ("separate", "merge1")
+# Columns of CSV files that have words.
+WORDS = {"network", "variant", "level", "claim", "difference", "expected", "unit", "verdict"}
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +36,14 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(runs, tmp_path_factory):
-    """What the command makes of them."""
+    """The folder that the command wrote."""
     out = tmp_path_factory.mktemp("out") / "all"
     assert compare.main(["compare", str(runs), f"--out={out}"]) == 0
     return out
 
 
 def test_the_summary_alone_gives_every_file_again_byte_for_byte(compared, tmp_path):
-    """Figures and tables; the summary itself is not touched."""
+    """The figures and the tables; the summary itself is not written again."""
     assert compare.main(["compare", str(compared / "summary.npz"), f"--out={tmp_path}"]) == 0
     names = {path.name for path in compared.iterdir() if path.suffix != ".html"}
     assert names - {"summary.npz"} == {path.name for path in tmp_path.iterdir()}
@@ -49,8 +53,8 @@ def test_the_summary_alone_gives_every_file_again_byte_for_byte(compared, tmp_pa
         assert path.read_bytes() == (compared / path.name).read_bytes(), path.name
 
 
-def test_each_variant_whose_runs_are_there_has_the_page_of_its_ensemble(runs, compared):
-    """Of the mean of both seeds' probabilities: its errors are those of the pair in the summary.
+def test_each_variant_with_runs_has_a_page_of_its_ensemble(runs, compared):
+    """It shows the mean of both seeds' probabilities: the errors of the pair in the summary.
 
     Its record has the command that made it, the config, the versions and the commit.
     """
@@ -75,7 +79,7 @@ def table(folder, name) -> list[dict]:
 
 
 def test_errors_are_means_over_ensembles_of_the_summarys_counts(compared):
-    """Two single networks and one pair; with standard deviations where there are several."""
+    """Two single networks and one pair; standard deviations if there are several."""
     cell = summary.load(compared / "summary.npz").cells["resnet20", "merge1"]
     rows = [r for r in table(compared, "errors") if r["variant"] == "merge-1"]
     assert [(r["ensemble"], r["level"]) for r in rows] == [
@@ -98,19 +102,42 @@ def test_costs_are_those_of_the_records_and_the_networks(compared):
     assert float(separate["ms per test image"]) == pytest.approx(2000 / 300, abs=0.001)
 
 
-def test_the_ledger_has_every_claim_and_what_was_not_run(compared):
-    """Two variants and two seeds decide what they can; the rest says that it was not run."""
+def test_the_ledger_has_every_claim_also_those_without_runs(compared):
+    """Two variants and two seeds decide some claims; the others are `not run`."""
     rows = {row["claim"]: row for row in table(compared, "ledger")}
     assert len(rows) == 24
     assert rows["merge-1 and merge-2 do not differ at α = 1"]["verdict"] == "not run"
     time = rows["Merging takes less training time than separate networks"]
     assert time["verdict"] == "not decided at this scale"  # merge-2 and merge-3 were not run
-    assert time["tests that hold"] == "1 of 3"
+    assert (time["tests that hold"], time["tests"]) == ("1", "3")
     assert rows["DenseNet has lower errors than ResNet at α = 1"]["verdict"] == "not run"
     tests = table(compared, "tests")
     time = next(t for t in tests if t["difference"] == "merge-1 against separate, training time")
-    assert time["over seeds"] == f"−{100 * (1 - 40.5 / 60):.2f}"
-    assert re.fullmatch(r"[012] of 2", tests[0]["McNemar"])
+    assert float(time["over seeds"]) == pytest.approx(-100 * (1 - 40.5 / 60), abs=0.005)
+    assert float(time["over seeds, low"]) < float(time["over seeds"])
+    assert int(tests[0]["McNemar, seeds"]) == 2
+    assert int(tests[0]["McNemar, significant seeds"]) in (0, 1, 2)
+
+
+def test_csv_files_have_numbers_under_different_names(compared):
+    """Apart from columns of words, a value is a number or empty; no two columns share a name."""
+    for name in ("ledger", "errors", "control", "costs", "tests"):
+        with open(compared / f"{name}.csv", encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        assert len({column.strip() for column in header}) == len(header), name
+        assert rows, name
+        for column, *values in zip(header, *rows, strict=True):
+            if column not in WORDS:
+                for value in filter(None, values):
+                    float(value)
+                assert "−" not in "".join(values)
+
+
+def test_p_values_are_not_cut_in_csv(compared):
+    """A p-value below 0.001 is a number in CSV and `< 0.001` in Markdown."""
+    small = [r for r in table(compared, "tests") if 0 < float(r["p over images"] or 1) < 5e-4]
+    assert small
+    assert "| < 0.001 " in (compared / "comparison.md").read_text(encoding="utf-8")
 
 
 def test_markdown_has_all_tables_and_figures_that_exist(compared):
@@ -123,8 +150,8 @@ def test_markdown_has_all_tables_and_figures_that_exist(compared):
         assert row["another's sums, random groups"] in text
 
 
-def test_latex_has_no_letter_that_it_does_not_know(compared):
-    """Plain ASCII, as many columns in every row as the table declares."""
+def test_latex_is_plain_ascii(compared):
+    """Every row has as many columns as the table declares."""
     for path in compared.glob("*.tex"):
         text = path.read_text(encoding="ascii")
         columns = re.search(r"begin\{tabular\}\{(\w+)\}", text)[1]
@@ -134,62 +161,86 @@ def test_latex_has_no_letter_that_it_does_not_know(compared):
                 assert line.count("&") == len(columns) - 1, (path.name, line)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "missing",
-        "cut",
-        "nan",
-        "not finished",
-        "results",
-        "seconds",
-        "no config",
-        "hierarchy",
-        "parents",
-    ],
-)
-def test_a_damaged_run_is_named_and_left_out(runs, tmp_path, capsys, damage):
-    """The other seed is compared; what was left out, and why, is one line."""
-    shutil.copytree(runs / "resnet20" / "merge1", tmp_path / "runs")
-    bad = tmp_path / "runs" / "seed-1"
-    if damage == "missing":
-        (bad / "predictions.npz").unlink()
-    elif damage == "cut":
-        (bad / "predictions.npz").write_bytes((bad / "predictions.npz").read_bytes()[:9999])
-    elif damage == "nan":
-        with np.load(bad / "predictions.npz") as file:
-            arrays = {k: a.copy() for k, a in file.items()}
-        arrays["test/p_fine"][3, 4] = np.nan
-        np.savez(bad / "predictions.npz", **arrays)
-    elif damage == "not finished":
-        text = (bad / "results.json").read_text()
-        (bad / "results.json").write_text(text.replace('"finished": true', '"finished": false'))
-    elif damage in ("seconds", "no config"):
-        results = json.loads((bad / "results.json").read_text())
-        if damage == "seconds":
-            results["seconds"]["training"] = None
-        else:
-            del results["config"]
-        (bad / "results.json").write_text(json.dumps(results))
-    elif damage == "hierarchy":
-        (bad / "hierarchy.json").write_text("[")
-    elif damage == "parents":
-        with np.load(bad / "predictions.npz") as file:
-            arrays = {k: a.copy() for k, a in file.items()}
-        arrays["validation/labels_coarse"][7] ^= 1
-        np.savez(bad / "predictions.npz", **arrays)
-    else:
-        (bad / "results.json").write_text('{"fini')
+def edit(path, change):
+    """Change the text of a file."""
+    path.write_text(change(path.read_text()))
+
+
+def change_array(folder, name, place, value):
+    """Change one entry of one array of a run's predictions."""
+    with np.load(folder / "predictions.npz") as file:
+        arrays = {k: a.copy() for k, a in file.items()}
+    arrays[name][place] = value
+    np.savez(folder / "predictions.npz", **arrays)
+
+
+def change_results(folder, change):
+    """Change the parsed results of a run in place."""
+    results = json.loads((folder / "results.json").read_text())
+    change(results)
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+DAMAGES = {
+    "missing": lambda f: (f / "predictions.npz").unlink(),
+    "cut": lambda f: (f / "predictions.npz").write_bytes(
+        (f / "predictions.npz").read_bytes()[:9999]
+    ),
+    "nan": lambda f: change_array(f, "test/p_fine", (3, 4), np.nan),
+    "not finished": lambda f: edit(
+        f / "results.json", lambda text: text.replace('"finished": true', '"finished": false')
+    ),
+    "results": lambda f: (f / "results.json").write_text('{"fini'),
+    "seconds": lambda f: change_results(f, lambda r: r["seconds"].update(training=None)),
+    "no config": lambda f: change_results(f, lambda r: r.pop("config")),
+    "hierarchy": lambda f: (f / "hierarchy.json").write_text("["),
+    # Fine class 0 has the coarse class 4, fine class 1 another.
+    "parents": lambda f: change_array(f, "validation/labels_coarse", slice(None), 4),
+}
+
+
+def test_damaged_runs_are_named_and_left_out(runs, tmp_path, capsys):
+    """The healthy seed is compared; each run that was left out, and why, is one line."""
+    merge1 = runs / "resnet20" / "merge1"
+    shutil.copytree(merge1 / "seed-0", tmp_path / "runs" / "seed-0")
+    for name, damage in DAMAGES.items():
+        bad = tmp_path / "runs" / f"seed-1, {name}"
+        shutil.copytree(merge1 / "seed-1", bad)
+        damage(bad)
     assert compare.main(["compare", str(tmp_path / "runs")]) == 0
     out, err = capsys.readouterr()
-    (line,) = err.strip().splitlines()
-    assert line.startswith("left out: ")
-    assert str(bad) in line
+    lines = err.strip().splitlines()
+    assert len(lines) == len(DAMAGES)
+    for name in DAMAGES:
+        (line,) = [line for line in lines if str(tmp_path / "runs" / f"seed-1, {name}") in line]
+        assert line.startswith("left out: ")
     assert "resnet20 merge1: seeds 0\n" in out
 
 
+def test_runs_of_different_rules_are_refused(runs, tmp_path):
+    """One comparison has one rule of adaptation; the error names both."""
+    for variant, rule in (("merge1", "kl"), ("separate", "bottom_up")):
+        shutil.copytree(runs / "resnet20" / variant / "seed-0", tmp_path / variant)
+        change_results(tmp_path / variant, lambda r, rule=rule: r["config"].update(
+            {"adapt.rule": rule}))  # fmt: skip
+    found = finished_runs.find_runs(tmp_path, pytest.fail)
+    cells = []
+    with pytest.raises(UserError, match="different rules .*: bottom_up, kl"):
+        finished_runs.summarise_runs(found, cells.append)
+    assert [cell.rule for cell in cells] == ["kl"]
+    assert cells[0].wrong["averaged"][1].shape[-1] == 201
+    bottom_up = dataclasses.replace(found, cells={
+        key: by_seed for key, by_seed in found.cells.items() if key[1] == "separate"})  # fmt: skip
+    whole = finished_runs.summarise_runs(bottom_up, cells.append)
+    assert whole.alphas[-1] == 1  # that rule goes no further, so two claims cannot be tested
+    above_1 = [v for _, v in claims.judge(whole) if v.claim.text.startswith("For coarse")]
+    assert [(v.verdict, v.claim.tests) for v in above_1] == [("not run", ())] * 2
+    summary.save(tmp_path / "summary.npz", whole)
+    assert summary.load(tmp_path / "summary.npz").cells["resnet20", "separate"].rule == "bottom_up"
+
+
 def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):
-    """No runs, a run or a cell that is there twice, and seeds of different configs."""
+    """No runs, the same run or cell twice, or seeds with different configs."""
     one = runs / "resnet20" / "merge1" / "seed-0"
 
     def error(*arguments) -> str:
@@ -207,7 +258,7 @@ def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):
     text = (changed / "results.json").read_text()
     (changed / "results.json").write_text(text.replace('"train.epochs": 20', '"train.epochs": 7'))
     assert "train.epochs differ" in error(tmp_path / "other")
-    assert "is there twice" in error(compared / "summary.npz", runs)
+    assert "is there twice" in error(compared / "summary.npz", one)
     assert not (tmp_path / "out").exists()
 
 
@@ -215,16 +266,16 @@ def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):
     ("at", "line"),
     [
         ("load", "stopped while {runs} was read; nothing was written"),
-        ("write", "stopped while {out} was written; each file there is whole"),
+        ("write", "stopped while {out} was written; each file there is complete"),
     ],
 )
 def test_ctrl_c_says_where_and_how_to_go_on(runs, tmp_path, monkeypatch, capsys, at, line):
-    """In one line, with status 130."""
+    """One line, with status 130."""
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare.predictions if at == "load" else compare.comparison, at, stop)
+    monkeypatch.setattr(finished_runs.predictions if at == "load" else compare.comparison, at, stop)
     one, out = runs / "resnet20" / "merge1" / "seed-0", tmp_path / "out"
     assert compare.main(["compare", str(one), f"--out={out}"]) == 130
     line = line.format(runs=one, out=out)
@@ -233,12 +284,12 @@ def test_ctrl_c_says_where_and_how_to_go_on(runs, tmp_path, monkeypatch, capsys,
 
 
 def test_a_grid_in_parts_compares_like_a_whole_one(runs, compared, tmp_path):
-    """One variant's summary and the other's runs give the same files."""
-    first = tmp_path / "first"
-    shutil.copytree(runs / "resnet20" / "merge1", first)
-    assert compare.main(["compare", str(first)]) == 0
+    """The summary of one variant and the runs of the other give the same files."""
+    whole, first = summary.load(compared / "summary.npz"), tmp_path / "first.npz"
+    merge1 = {key: cell for key, cell in whole.cells.items() if key[1] == "merge1"}
+    summary.save(first, dataclasses.replace(whole, cells=merge1))
     rest = runs / "resnet20" / "separate"
-    status = compare.main(["compare", str(first / "summary.npz"), str(rest), f"--out={tmp_path}"])
+    status = compare.main(["compare", str(first), str(rest), f"--out={tmp_path}"])
     assert status == 0
     for name in ("errors.csv", "tests.csv", "ledger.csv", "error_against_alpha-resnet20.svg"):
         assert (tmp_path / name).read_bytes() == (compared / name).read_bytes(), name
@@ -248,15 +299,16 @@ def test_a_grid_in_parts_compares_like_a_whole_one(runs, compared, tmp_path):
     ("arguments", "message"), [([], "nothing to compare"), (["--nonsense=1"], "nonsense")]
 )
 def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
-    """With status 2, and where to look."""
+    """Its status is 2, and it says where to look."""
     assert compare.main(["compare", *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert line.endswith("see python -m hiercls_jax compare --help")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(compared, tmp_path):
-    """`compare … | head -1` is ended by `__main__`, which says nothing of a broken pipe."""
+def test_a_reader_that_has_seen_enough_is_no_error(compared, tmp_path, monkeypatch):
+    """`__main__` ends `compare … | head -1` without a word about the broken pipe."""
+    monkeypatch.setattr(compare.comparison, "write", lambda *_: [])  # which takes seconds
     command = ["compare", str(compared / "summary.npz"), f"--out={tmp_path}"]
     with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):
         compare.main(command)

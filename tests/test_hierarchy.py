@@ -228,6 +228,16 @@ def test_cuts_are_in_order_and_nested(tree):
             assert above[row].tolist() == wanted
 
 
+@given(tree=hierarchies() | hierarchies(ragged=True))
+def test_probabilities_of_a_cut_are_those_of_its_rows(tree):
+    """Each column of `cut_probs` is the class that the row of the cut names."""
+    rng = np.random.default_rng(0)
+    levels = [rng.random((2, n)) for n in tree.sizes]
+    for level, probs in enumerate(tree.cut_probs(levels)):
+        wanted = [levels[of_level][:, i] for of_level, i in tree.cut(level)]
+        np.testing.assert_array_equal(probs, np.stack(wanted, axis=1))
+
+
 @given(tree=hierarchies())
 def test_a_full_tree_passed_as_ragged_is_a_full_tree(tree):
     """`ragged=True` changes nothing where no class is childless: cuts are levels, labels ids."""

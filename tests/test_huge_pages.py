@@ -1,4 +1,4 @@
-"""The restart: only where it helps, once, with the same command, and never without being told."""
+"""The restart: only if it helps, once, and with the same command."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ huge_pages.restart(sys.argv)
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What `os.execve` was asked for; the machine is one where huge pages help."""
+    """The calls of `os.execve`, on a machine on which huge pages help."""
     calls = []
     monkeypatch.setattr(os, "execve", lambda *args: calls.append(args))
     monkeypatch.setattr(huge_pages, "_helpful", lambda: True)
@@ -43,14 +43,14 @@ def test_it_restarts_once_with_the_same_command_and_process():
 
 
 def test_other_tunables_are_kept(asked, monkeypatch):
-    """What the variable says of other things stands before it."""
+    """Other tunables in the variable stay, before the new one."""
     monkeypatch.setenv(huge_pages.VARIABLE, "glibc.malloc.check=1")
     huge_pages.restart([])
     assert asked[0][2][huge_pages.VARIABLE] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
 
 
 def test_it_can_be_refused(asked, monkeypatch):
-    """By the flag, and by a variable that speaks of huge pages already."""
+    """The flag refuses it, and so does a variable that sets the tunable already."""
     huge_pages.restart(["main.py", "--nohuge_pages"])
     huge_pages.restart(["main.py", "--huge_pages=false"])
     monkeypatch.setenv(huge_pages.VARIABLE, "glibc.malloc.hugetlb=0")
@@ -60,7 +60,7 @@ def test_it_can_be_refused(asked, monkeypatch):
 
 
 def test_the_start_line_says_so(monkeypatch):
-    """Whoever reads what a run prints knows whether it was restarted with huge pages."""
+    """A run's first line says whether it was restarted with huge pages."""
     monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
     split = Split(np.zeros((5, 32, 32, 3), np.uint8), np.zeros(5, np.int32))
     data = Dataset("few", cifar100(), split, None, split)
@@ -83,7 +83,7 @@ def test_the_start_line_says_so(monkeypatch):
     ],
 )
 def test_where_it_helps(monkeypatch, tmp_path, kernel, libc, device, platforms, helpful):
-    """Linux with glibc, a kernel that gives to those who ask, and a CPU to run on."""
+    """It needs Linux with glibc, a kernel that gives huge pages on request, and no accelerator."""
     enabled, accelerator = tmp_path / "enabled", tmp_path / "nvidia"
     if kernel:
         enabled.write_text(kernel)

@@ -1,4 +1,4 @@
-"""The launch scripts: what they would run, what they do run, and what they refuse."""
+"""The launch scripts: the commands they print and run, and what they refuse."""
 
 import json
 import os
@@ -21,8 +21,8 @@ SCRIPT = ROOT / "launch" / "tpu_pod.sh"
 LOCAL = ROOT / "launch" / "local.sh"
 SLURM = ROOT / "launch" / "slurm.sbatch"
 JOBSET = ROOT / "launch" / "kubernetes" / "jobset.yaml"
-# Of jobset.x-k8s.io/v1alpha2, batch/v1 and core/v1: the fields that it uses, by where they stand.
-# An API server refuses others, or drops them without a word.
+# The fields of jobset.x-k8s.io/v1alpha2, batch/v1 and core/v1 that it uses, by path. An API server
+# refuses other fields, or drops them silently.
 JOBSET_FIELDS = {
     "": "apiVersion kind metadata spec",
     "metadata": "name",
@@ -57,7 +57,7 @@ VM = {"TPU_NAME": "my tpu", "ZONE": "europe-west4-a"}
 
 
 def launch(*arguments, path=None, **variables):
-    """Run the script with no cloud variables but those given."""
+    """Run the script with only these cloud variables."""
     kept = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     environment = kept | variables | ({"PATH": f"{path}:{kept['PATH']}"} if path else {})
     return subprocess.run(
@@ -118,7 +118,7 @@ def ansi_c_quoting(text: str) -> list[str]:
     ],
 )
 def test_a_slice_gets_the_software_of_its_type(accelerator, runtime, gcloud, tmp_path):
-    """By default it is what Google names for the type; RUNTIME_VERSION is taken as it is."""
+    """By default it is Google's version for the type; RUNTIME_VERSION is taken as it is."""
     chosen = {"ACCELERATOR_TYPE": accelerator} if accelerator else {}
     for more in ({}, {"RUNTIME_VERSION": "my version"}):
         result = launch("create", path=gcloud, **chosen, **more, **VM)
@@ -130,7 +130,7 @@ def test_a_slice_gets_the_software_of_its_type(accelerator, runtime, gcloud, tmp
 
 
 def test_arguments_reach_the_training_command_unchanged(gcloud, tmp_path):
-    """Words with spaces and quotes pass two shells, here and on the VM, as they are."""
+    """Words with spaces and quotes pass two shells unchanged, here and on the VM."""
     odd = '--config.workdir=runs/it\'s a "b" $HOME'
     result = launch("run", "--config.seed=3", odd, path=gcloud, CONFIG="configs/merge2.py", **VM)
     assert result.returncode == 0, result.stderr
@@ -203,7 +203,7 @@ def test_what_is_missing_or_unknown_is_named(arguments, variables, message, gclo
 
 
 class Cloud:
-    """A project with the script in it, and a cloud that goes by a plan; see fake_gcloud."""
+    """A project with the script in it, and a cloud that follows a plan; see fake_gcloud."""
 
     def __init__(self, root: Path):
         self.root, self.project = root, root / "a project"
@@ -254,14 +254,14 @@ class Cloud:
         return [call[1] for call in self.calls() if call[1] in wanted]
 
     def fetched(self) -> list[str]:
-        """What the training had counted when it was last fetched."""
+        """The training's count when it was last fetched."""
         with tarfile.open(self.project / "runs" / "my tpu.tar.gz") as archive:
             return archive.extractfile("runs/count").read().decode().split()
 
 
 @pytest.fixture
 def cloud(tmp_path):
-    """A fake cloud; whatever still runs on it at the end is killed."""
+    """A fake cloud; all that still runs on it at the end is killed."""
     yield Cloud(tmp_path)
     fake_gcloud.lose(tmp_path)
 
@@ -287,7 +287,7 @@ def test_a_preempted_slice_is_recreated_and_goes_on_from_what_was_fetched(cloud)
 
 
 def test_the_log_is_shown_once(cloud):
-    """What the first host logs is printed once, though it is asked for again and again."""
+    """The first host's log is printed once, although it is asked for again and again."""
     status, out, error = cloud.run(plan={"lives": ["preempt", "finish"], "fetches": 3})
     assert status == 0, error
     assert out.splitlines().count("argument: --distributed") == 2  # one a start
@@ -303,9 +303,9 @@ def test_the_log_is_shown_once(cloud):
     ],
 )
 def test_a_training_whose_hosts_were_restarted_goes_on_on_a_new_slice(cloud, life, says):
-    """What is worth starting again is fetched and goes on: 143, no status at all, 134, 137.
+    """After 143, no status at all, 134 or 137, the runs are fetched and go on.
 
-    The slice is ACTIVE all the while; 134 is what JAX ends host 0 with where another one is gone.
+    The slice stays ACTIVE; JAX ends host 0 with 134 if another host is gone.
     """
     status, _, error = cloud.run(plan={"lives": [life, "finish"]})
     assert status == 0, error
@@ -314,7 +314,7 @@ def test_a_training_whose_hosts_were_restarted_goes_on_on_a_new_slice(cloud, lif
 
 
 def test_a_training_that_is_gone_before_it_began_is_not_waited_for(cloud):
-    """Where no process says that it is the training, it has vanished: a new slice has another."""
+    """If there is no process of the training, it has vanished, and a new slice starts another."""
     status, _, error = cloud.run(plan={"lives": ["stillborn", "finish"]})
     assert status == 0, error
     assert cloud.verbs("create", "delete") == ["create", "delete"] * 2
@@ -322,7 +322,7 @@ def test_a_training_that_is_gone_before_it_began_is_not_waited_for(cloud):
 
 
 def test_what_fails_for_a_while_is_tried_again(cloud):
-    """A slice that is not reachable at once, and a connection that breaks, cost no slice."""
+    """A slice that is reachable only later, or a connection that breaks, costs no slice."""
     status, _, error = cloud.run(plan={"lives": ["flaky"], "unready": 2, "outage": 5})
     assert status == 0, error
     assert "attempt 2 of 3 to install failed with status 255" in error
@@ -330,7 +330,7 @@ def test_what_fails_for_a_while_is_tried_again(cloud):
 
 
 def test_a_training_that_not_all_hosts_have_started_is_started_once_on_each(cloud):
-    """Where starting has reached one host alone, it is tried again, and starts none there twice."""
+    """If starting reached one host alone, it is repeated, and that host does not start twice."""
     status, out, error = cloud.run(plan={"lives": ["finish"], "unstarted": 2})
     assert status == 0, error
     assert "attempt 2 of 3 to start failed with status 255" in error
@@ -390,7 +390,7 @@ def test_ctrl_c_saves_fetches_and_deletes(cloud, signum, status):
 
 
 def test_a_slice_of_somebody_else_is_not_touched(cloud):
-    """Where the name is taken, nothing is created, and above all nothing deleted."""
+    """If the name is taken, nothing is created, and above all nothing deleted."""
     status, _, error = cloud.run(plan={"lives": [], "others": ["my", "my tpu"]})
     assert status == 2
     assert error.startswith("error: there is a queued resource my tpu already")
@@ -399,7 +399,7 @@ def test_a_slice_of_somebody_else_is_not_touched(cloud):
 
 @pytest.mark.parametrize("lives", [[], ["finish"]])
 def test_what_could_not_be_created_is_deleted_only_if_it_is_there(cloud, lives):
-    """Nothing goes on costing money, and nothing that is not there is said to."""
+    """No slice is left to cost money, and no note names one that does not exist."""
     status, _, error = cloud.run(plan={"create": 7, "lives": lives})
     assert status == 7
     assert cloud.verbs("create", "delete") == ["create"] + ["delete"] * len(lives)
@@ -408,7 +408,7 @@ def test_what_could_not_be_created_is_deleted_only_if_it_is_there(cloud, lives):
 
 
 def test_a_slice_that_somebody_else_has_deleted_is_not_said_to_cost_money(cloud):
-    """The training is lost, which is an error, but deleting what is gone is none."""
+    """The training is lost, which is an error; to delete a slice that is gone is none."""
     status, _, error = cloud.run(plan={"lives": ["removed"]})
     assert status == 1
     assert "could not be reached 10 times in a row" in error
@@ -417,7 +417,7 @@ def test_a_slice_that_somebody_else_has_deleted_is_not_said_to_cost_money(cloud)
 
 
 def test_a_slice_that_could_not_be_deleted_is_named(cloud):
-    """It goes on costing money, so that is an error even after a training that went well."""
+    """It still costs money, so this is an error even after a training that went well."""
     status, _, error = cloud.run(plan={"lives": ["finish"], "delete": 9, "others": ["my", "tpu"]})
     assert status == 1
     assert "my tpu could not be deleted and costs money until it is" in error
@@ -440,7 +440,7 @@ def test_local_says_which_process_failed_and_prints_what_it_would_run(tmp_path):
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Run slurm.sbatch as a job would be, against stubs that record what they are called with."""
+    """Run slurm.sbatch as Slurm runs a job, against stubs that record their arguments."""
     fails = (  # $1 times in all
         f"count=$(wc -l < '{tmp_path}/fails.%s' 2> /dev/null || echo 0)\n"
         f"if ((count < %s)); then echo >> '{tmp_path}/fails.%s'; echo '%s' >&2; exit 1; fi\n"
@@ -506,7 +506,7 @@ def test_slurm_starts_the_training_with_its_arguments(slurm, tmp_path):
     ],
 )
 def test_slurm_puts_back_what_was_stopped_and_nothing_else(slurm, variables, requeued, says):
-    """Only a job that was told to stop and saved goes back into the queue, and not for ever."""
+    """Only a job that was asked to stop, and saved, goes back into the queue, and not for ever."""
     result, calls = slurm(**variables)
     assert result.returncode == int(variables["STATUS"])
     assert (["scontrol", "requeue", "41"] in calls) == requeued
@@ -515,7 +515,7 @@ def test_slurm_puts_back_what_was_stopped_and_nothing_else(slurm, variables, req
 
 
 def test_slurm_names_what_is_missing_and_prints_what_it_would_run(slurm):
-    """Outside of a job, without a python, or with a wrong number: one line, and nothing is run."""
+    """Outside of a job, without a python, or with a wrong number: one line, and nothing runs."""
     for variables, message in [
         ({"SLURM_JOB_ID": None}, "SLURM_JOB_ID is not set: submit this by sbatch"),
         ({"PYTHON": "no/python"}, "there is no no/python in "),
@@ -532,7 +532,7 @@ def test_slurm_names_what_is_missing_and_prints_what_it_would_run(slurm):
 
 
 def test_slurm_asks_for_what_stopping_and_resuming_needs():
-    """The job is told in time, may be requeued, keeps its log, and has a task for each GPU."""
+    """The job gets SIGTERM in time, may be requeued, keeps its log, and has a task for each GPU."""
     lines = SLURM.read_text().split("set -euo pipefail")[0].splitlines()
     words = dict(
         line.removeprefix("#SBATCH --").partition("=")[::2]
@@ -547,7 +547,7 @@ def test_slurm_asks_for_what_stopping_and_resuming_needs():
 
 
 def test_the_jobset_gives_each_pod_its_place_and_time_to_save():
-    """One coordinator that DNS knows, as many pods as processes, restarts of all, signals to it."""
+    """One coordinator that DNS knows, as many pods as processes, restarts of all, and signals."""
     jobset = yaml.safe_load(JOBSET.read_text())
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     spec = jobset["spec"]
@@ -589,7 +589,7 @@ def test_the_jobset_gives_each_pod_its_place_and_time_to_save():
 
 
 def fields(node, path=""):
-    """Yield every object of a JobSet after where it stands, from the Job or pod that it is of."""
+    """Yield (path, object) for every object of a JobSet; the path begins at its Job or pod."""
     path = {"spec.replicatedJobs.template": "JOB", "JOB.spec.template": "POD"}.get(path, path)
     if isinstance(node, dict):
         yield path, node
@@ -601,7 +601,7 @@ def fields(node, path=""):
 
 
 def test_the_jobset_is_what_the_api_takes():
-    """Fields that exist, names that DNS can hold, numbers and strings where each is asked for."""
+    """Fields that exist, names that DNS allows, and numbers or strings as each field requires."""
     text = JOBSET.read_text()
     jobset = yaml.safe_load(text)
     found = dict(fields(jobset))
@@ -633,7 +633,7 @@ def test_the_jobset_is_what_the_api_takes():
 
 @pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:DeprecationWarning")
 def test_the_command_of_each_pod_is_one_that_the_training_takes(monkeypatch):
-    """Every flag and config field of it exists; the pods are the processes of one cluster."""
+    """Every flag and config field exists; the pods are the processes of one cluster."""
     from hiercls_jax import experiment
     from hiercls_jax.commands import train
 

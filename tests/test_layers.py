@@ -1,7 +1,7 @@
-"""Layers against plain autodiff of the same formula, against flax's own, and over devices.
+"""Layers beside autodiff of the same formula, beside flax's own, and over devices.
 
-Tolerances: float32 results are sums over the 3 * 4 * 6 values of a channel; float64 ones show
-that the rest is rounding.
+Tolerances: float32 results are sums over the 8 * 3 * 4 values of a channel; float64 shows that the
+rest is rounding.
 """
 
 import re
@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import enable_x64, quick_jit, quick_pmap
 
-from hiercls_jax.models.layers import (
-    BatchNormRelu,
-    Classifier,
-    Conv,
+from hiercls_jax.models.cpu_gradients import (
     Normalised,
     average_pool,
     batch_moments,
     conv,
+    conv_of_normalised,
     norm_relu,
 )
+from hiercls_jax.models.layers import BatchNormRelu, Classifier, Conv
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 SHAPE = (8, 3, 4, 6)
@@ -30,13 +30,13 @@ SHAPE = (8, 3, 4, 6)
 
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
-    """Both types, float64 under x64."""
-    with jax.enable_x64(request.param == "float64"):
+    """float32, and float64 with x64 enabled."""
+    with enable_x64(request.param == "float64"):
         yield request.param
 
 
 def data(dtype, shape=SHAPE):
-    """Return (x, weights of its result in a loss, scale, bias); channel 0 is all at ReLU's kink."""
+    """Return (x, weights of the result in a loss, scale, bias); channel 0 is at ReLU's kink."""
     rng = np.random.default_rng(0)
     x, weights = (rng.normal(0.5, 2, shape).astype(dtype) for _ in range(2))
     scale, bias = (rng.normal(1, 0.5, shape[-1]).astype(dtype) for _ in range(2))
@@ -55,8 +55,14 @@ def assert_close(actual, wanted, dtype):
     )
 
 
+def batch_norm_relu(x, scale, bias):
+    """ReLU∘BatchNorm of the package, in training: (images, mean, variance)."""
+    moments = batch_moments(x)
+    return norm_relu(x, *moments, scale, bias), *moments
+
+
 def plain(x, scale, bias):
-    """ReLU∘BatchNorm for autodiff, from Ioffe and Szegedy's Algorithm 1."""
+    """ReLU∘BatchNorm for autodiff, by Ioffe and Szegedy's Algorithm 1."""
     mean, var = jnp.mean(x, (0, 1, 2), keepdims=True), jnp.var(x, (0, 1, 2), keepdims=True)
     row = (1, 1, 1, -1)
     normal = (x - mean) / jnp.sqrt(var + 1e-5)
@@ -73,10 +79,13 @@ def test_norm_relu_equals_autodiff_of_its_formula(dtype):
     def loss(function):
         return lambda *args: jnp.sum(weights * function(*args)[0])
 
-    y, mean, var = jax.jit(norm_relu)(x, scale, bias)
-    assert_close((y, mean, var), jax.tree.map(lambda a: a.squeeze(), plain(x, scale, bias)), dtype)
-    ours = jax.jit(jax.grad(loss(norm_relu), (0, 1, 2)))(x, scale, bias)
-    assert_close(ours, jax.jit(jax.grad(loss(plain), (0, 1, 2)))(x, scale, bias), dtype)
+    def results(function):
+        gradient = jax.grad(loss(function), (0, 1, 2))
+        return quick_jit(lambda *args: (function(*args), gradient(*args)))(x, scale, bias)
+
+    (y, mean, var), gradients = results(plain)
+    wanted = (y, mean.squeeze(), var.squeeze()), gradients
+    assert_close(results(batch_norm_relu), wanted, dtype)
 
 
 def test_norm_relu_equals_flax(dtype):
@@ -97,25 +106,25 @@ def test_norm_relu_equals_flax(dtype):
         y = nn.relu(y)
         return jnp.sum(weights * y), (y, new["batch_stats"])
 
-    (_, aux), grads = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(params, x)
-    (_, flax_aux), wanted = jax.jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(params, x)
+    (_, aux), grads = quick_jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(params, x)
+    (_, flax_aux), wanted = quick_jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(params, x)
     assert_close(aux, flax_aux, dtype)
     assert_close(grads, wanted, dtype)
 
 
 def test_bfloat16_images_are_normalised_in_float32():
-    """All but the result and the images' gradient is float32, as from the same images in float32.
+    """All results but the images and their gradient are float32, as of the same images in float32.
 
-    To the last bit: the statistics; to bfloat16's 8 bits: the result and its gradient.
+    The statistics agree to float32's rounding, all else to bfloat16's 8 bits.
     """
     x, weights, scale, bias = data("float32")
     x = x.astype(jnp.bfloat16)
 
     def loss(x, scale, bias):
-        y, mean, var = norm_relu(x, scale, bias)
+        y, mean, var = batch_norm_relu(x, scale, bias)
         return jnp.sum(weights * y), (y, mean, var)
 
-    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+    run = quick_jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
     (_, (y, *statistics)), (dx, *gradients) = run(x, scale, bias)
     (_, (y32, *statistics32)), (dx32, *gradients32) = run(x.astype("float32"), scale, bias)
     assert (y.dtype, dx.dtype) == (jnp.bfloat16, jnp.bfloat16)
@@ -131,12 +140,14 @@ def test_prediction_uses_the_running_statistics(dtype):
     x, _, scale, bias = data(dtype)
     stats = {"mean": bias, "var": scale**2 + np.asarray(0.1, dtype)}
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
-    y, new = BatchNormRelu().apply(variables, x, False, mutable=["batch_stats"])
-    assert_close(y, nn.relu(nn.BatchNorm(True, epsilon=1e-5).apply(variables, x)), dtype)
+    apply = quick_jit(partial(BatchNormRelu().apply, train=False, mutable=["batch_stats"]))
+    y, new = apply(variables, x)
+    flax_norm = quick_jit(nn.BatchNorm(True, epsilon=1e-5).apply)
+    assert_close(y, jax.device_get(flax_norm(variables, x)).clip(0), dtype)
     assert_close(new.get("batch_stats", stats), stats, dtype)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize(("dtype", "devices"), [("float32", 4), ("float64", 2)], indirect=["dtype"])
 def test_norm_relu_over_devices_equals_one_device(dtype, devices):
     """Spread over devices, values, statistics and gradients are those of the whole batch on one.
 
@@ -159,8 +170,8 @@ def test_norm_relu_over_devices_equals_one_device(dtype, devices):
             d_params = jax.lax.pmean(d_params, axis_name)
         return d_params, dx, aux
 
-    wanted = jax.jit(lambda *args: step(None, *args))(x, weights)
-    spread = jax.pmap(lambda *a: step("i", *a), "i", devices=jax.devices()[:devices])
+    wanted = quick_jit(lambda *args: step(None, *args))(x, weights)
+    spread = quick_pmap(partial(step, "i"), "i", devices)
     d_params, dx, (y, new) = spread(*(a.reshape(devices, -1, *SHAPE[1:]) for a in (x, weights)))
     for replica in range(devices):
         got = jax.tree.map(lambda a: a[replica], (d_params, new))  # noqa: B023
@@ -171,14 +182,15 @@ def test_norm_relu_over_devices_equals_one_device(dtype, devices):
 
 def test_momentum_epsilon_and_initial_values():
     """Scale 1, bias 0, statistics 0 and 1, untouched by initialisation; momentum 0.9, ε 1e-5."""
-    # Mean 3, variance 1e-5: what is normalised is ±1/√2 where ε is 1e-5 too.
+    # Mean 3, variance 1e-5: with ε = 1e-5 the normalised images are ±1/√2.
     x = 3 + np.sqrt(1e-5, dtype=np.float32) * np.float32([1, -1]).reshape(2, 1, 1, 1)
-    variables = BatchNormRelu().init(jax.random.key(0), x, True)
+    variables = quick_jit(partial(BatchNormRelu().init, train=True))(jax.random.key(0), x)
     assert jax.tree.map(float, jax.tree.map(jnp.squeeze, variables)) == {
         "params": {"scale": 1.0, "bias": 0.0},
         "batch_stats": {"mean": 0.0, "var": 1.0},
     }
-    y, new = BatchNormRelu().apply(variables, x, True, mutable=["batch_stats"])
+    apply = partial(BatchNormRelu().apply, train=True, mutable=["batch_stats"])
+    y, new = quick_jit(apply)(variables, x)
     # x itself is rounded to 2e-7, 1e-4 of its deviation.
     np.testing.assert_allclose(y.squeeze(), [np.sqrt(0.5), 0], atol=1e-3)
     np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * 3, rtol=1e-6)
@@ -197,10 +209,10 @@ def test_a_channel_far_from_zero_keeps_its_gradient():
 
     def gradients(norm):
         loss = lambda *args: jnp.sum(weights * norm(*args)[0])  # noqa: E731
-        return jax.jit(jax.grad(loss, (0, 1, 2)))(x, scale, bias)
+        return quick_jit(jax.grad(loss, (0, 1, 2)))(x, scale, bias)
 
-    ours = jax.device_get(gradients(norm_relu))
-    with jax.enable_x64(True):
+    ours = jax.device_get(gradients(batch_norm_relu))
+    with enable_x64(True):
         x, weights, scale, bias = (a.astype("float64") for a in (x, weights, scale, bias))
         wanted = gradients(plain)
     for got, exact in zip(ours, wanted, strict=True):
@@ -221,15 +233,31 @@ def test_known_moments_change_nothing(dtype):
         y, new = BatchNormRelu().apply(variables, x, True, moments, mutable=["batch_stats"])
         return jnp.sum(weights * y), (y, new)
 
-    known, unknown = (jax.grad(partial(loss, known=k), has_aux=True)(x) for k in (True, False))
+    known, unknown = (
+        quick_jit(jax.grad(partial(loss, known=k), has_aux=True))(x) for k in (True, False)
+    )
     assert_close(known, unknown, dtype)
 
 
-def test_statistics_carry_no_gradient():
-    """The returned statistics are for the running averages: a loss on them moves nothing."""
+def test_running_statistics_carry_no_gradient():
+    """A loss on the running averages moves nothing, though they are averages of the batch's."""
     x, _, scale, bias = data("float32")
-    gradient = jax.grad(lambda x: sum(jnp.sum(a) for a in norm_relu(x, scale, bias)[1:]))(x)
-    assert not np.any(gradient)
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": bias, "var": scale**2},
+    }
+
+    @quick_jit
+    def gradient(x):
+        def loss(x):
+            _, new = BatchNormRelu().apply(variables, x, True, mutable=["batch_stats"])
+            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(new))
+
+        return jax.value_and_grad(loss)(x)
+
+    value, gradient_of_x = gradient(x)
+    assert value != gradient(2 * x)[0]
+    assert not np.any(gradient_of_x)
 
 
 # Convolution, pooling, classifier.
@@ -252,7 +280,7 @@ def test_conv_equals_flax(kernel, stride, size, dtype):
             y = function(x, weights)
             return jnp.mean(y**2), y
 
-        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, weights)
+        return quick_jit(jax.grad(loss, (0, 1), has_aux=True))(x, weights)
 
     gradients, got = with_gradients(lambda x, weights: conv(x, weights, stride))
     assert got.shape == (2, -(-size // stride), -(-size // stride), 5)
@@ -261,7 +289,10 @@ def test_conv_equals_flax(kernel, stride, size, dtype):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_loop_has_only_convolutions_that_are_fast_on_a_cpu(stride):
-    """Also backwards, all have the axes that XLA has fast code for; it does not turn them there."""
+    """Forwards and backwards, all have the axes that XLA has fast code for on a CPU.
+
+    XLA does not reorder the axes of convolutions inside a loop.
+    """
     kernels = jnp.zeros((3, 3, 3, 4, 4))
 
     def loss(x, kernels):
@@ -288,7 +319,7 @@ def test_gradient_of_a_product_of_any_width(features, dtype):
         return jnp.einsum("nhwc,cd->nhwd", x, weights[0, 0])
 
     ours, wanted = (
-        jax.jit(jax.grad(lambda x, w, f=f: jnp.mean(f(x, w) ** 2), (0, 1)))(x, weights)
+        quick_jit(jax.grad(lambda x, w, f=f: jnp.mean(f(x, w) ** 2), (0, 1)))(x, weights)
         for f in (conv, plainly)
     )
     assert_close(ours, wanted, dtype)
@@ -301,38 +332,41 @@ def test_conv_of_normalised_equals_that_of_its_images(kernel, stride, dtype):
     normalised = Normalised(x, *batch_moments(x), scale, bias)
     weights = data(dtype, (kernel, kernel, 6, 5))[0]
 
-    def loss(normalised, weights, read):
-        y = conv(read(normalised), weights, stride)
+    def loss(normalised, weights, convolve):
+        y = convolve(normalised, weights, stride)
         return jnp.mean(y**2), y
 
     ours, wanted = (
-        jax.jit(jax.grad(partial(loss, read=read), (0, 1), has_aux=True))(normalised, weights)
-        for read in (lambda n: n, Normalised.images)
+        quick_jit(jax.grad(partial(loss, convolve=convolve), (0, 1), has_aux=True))(
+            normalised, weights
+        )
+        for convolve in (conv_of_normalised, lambda n, *rest: conv(n.images(), *rest))
     )
     assert_close(ours, wanted, dtype)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_convolution_does_not_keep_normalised_images(kernel):
-    """Of ten NormRelus and convolutions, one after another, training keeps ten images, not twenty.
+    """Six BatchNormRelus and convolutions in turn keep six images for their gradients, not twelve.
 
-    What is needed beside them is no more than four: for the layer whose turn it is.
+    They need no more than four besides, for the layer whose gradient is computed.
     """
-    x, weights = jnp.ones((4, 16, 16, 8)), jnp.ones((10, kernel, kernel, 8, 8))
+    x, weights = jnp.ones((4, 16, 16, 8)), jnp.ones((6, kernel, kernel, 8, 8))
     ones = jnp.ones(8)
 
     def loss(x, weights):
         for w in weights:
-            x = conv(Normalised(x, *batch_moments(x), ones, ones), w)
+            x = conv_of_normalised(Normalised(x, *batch_moments(x), ones, ones), w)
         return jnp.sum(x**2)
 
-    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, weights).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 14 * x.nbytes
+    compiled = quick_jit(jax.grad(loss, (0, 1))).lower(x, weights).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 10 * x.nbytes
 
 
 def test_conv_is_initialised_as_he_et_al():
     """Kernels are normal with variance 2 / (k² · outputs), not truncated; there is no bias."""
-    variables = Conv(64, 3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 32)))
+    init = quick_jit(Conv(64, 3).init)
+    variables = init(jax.random.key(0), jnp.zeros((1, 8, 8, 32)))
     assert list(variables["params"]) == ["kernel"]
     kernel = variables["params"]["kernel"]
     assert kernel.shape == (3, 3, 32, 64)
@@ -351,7 +385,7 @@ def test_classifier_averages_and_multiplies():
     params = {"kernel": rng.normal(size=(6, 5)), "bias": rng.normal(size=5)}
     params = {name: value.astype(np.float32) for name, value in params.items()}
     wanted = x.astype(np.float64).mean((1, 2)) @ params["kernel"] + params["bias"]
-    got = Classifier(5).apply({"params": params}, x)
+    got = quick_jit(Classifier(5).apply)({"params": params}, x)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -363,11 +397,11 @@ def test_average_pool_halves():
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (3, 2)])
 def test_average_pool_equals_flax(size, dtype):
-    """Also of an odd number of rows or columns: values, and the gradient."""
+    """Values and gradient are flax's, also for an odd number of rows or columns."""
     x, *_ = data(dtype, (2, *size, 3))
 
     def with_gradient(pool):
-        return jax.value_and_grad(lambda x: jnp.sum(pool(x) ** 2))(x)
+        return quick_jit(jax.value_and_grad(lambda x: jnp.sum(pool(x) ** 2)))(x)
 
     flax_pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
     assert_close(with_gradient(average_pool), with_gradient(flax_pool), dtype)

@@ -18,6 +18,7 @@ from hiercls_jax.metrics import (
     brier_score,
     child_sums,
     coherence_gap,
+    coherence_gaps,
     consistency_rate,
     expected_calibration_error,
     hierarchical_distance,
@@ -221,6 +222,18 @@ def test_child_sums_and_gap_are_the_loop(hierarchy):
         gap = np.abs(upper - wanted).sum() / 6
         assert coherence_gap(upper, lower, parents) == pytest.approx(gap, rel=CLOSE)
         assert coherence_gap(wanted, lower, parents) == pytest.approx(0, abs=CLOSE)
+
+
+def test_coherence_gaps_are_those_of_each_pair_of_cuts():
+    """Of a ragged tree, named by the two levels."""
+    hierarchy = random_tree(3, ragged=True)
+    rng = np.random.default_rng(0)
+    cuts = [rng.dirichlet(np.ones(len(hierarchy.cut(i))), 5) for i in range(hierarchy.num_levels)]
+    gaps = coherence_gaps(cuts, hierarchy)
+    assert len(gaps) == hierarchy.num_levels - 1
+    for i, (upper, lower) in enumerate(zip(hierarchy.levels, hierarchy.levels[1:], strict=False)):
+        wanted = coherence_gap(cuts[i], cuts[i + 1], hierarchy.cut_parents(i))
+        assert gaps[f"{upper}/{lower}"] == wanted > 0
 
 
 def test_coherence_gap_by_hand():

@@ -1,4 +1,4 @@
-"""Merged networks: sizes, what is shared, whose gradient goes where, and families from outside."""
+"""Merged networks: sizes, shared stages, where gradients go, and families from outside."""
 
 import dataclasses
 import zlib
@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from small import enable_x64, quick_jit, quick_pmap
 
 from hiercls_jax.errors import UserError
 from hiercls_jax.models import densenet, registry, resnet
 from hiercls_jax.models.branched import Branched
 from hiercls_jax.models.costs import format_table, summarise
-from hiercls_jax.models.layers import BatchNormRelu, Conv, average_pool
+from hiercls_jax.models.cpu_gradients import average_pool
+from hiercls_jax.models.layers import BatchNormRelu, Conv
 from hiercls_jax.training.loss import level_losses, summed_loss
 from hiercls_jax.training.optimizer import make_optimizer
 from hiercls_jax.training.state import State, create
@@ -27,10 +29,6 @@ IMAGE = (8, 8, 3)
 SMALL = {"resnet11": {"width": 0.5}, "densenet10": {"growth": 4}}
 TOY = "toy1"
 ANCESTORS = {"coarse": np.int32([0, 0, 1, 2, 2]), "fine": np.arange(5, dtype=np.int32)}
-
-
-# For networks that run once or twice: compiled in a third of the time.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class ToyStage(nn.Module):
@@ -73,14 +71,14 @@ def small(arch, merge, heads=HEADS, axis_name=None) -> Branched:
     return Branched(family, heads, merge, axis_name)
 
 
-def shapes(network) -> dict:
+def shapes(network, image=IMAGE) -> dict:
     """Every variable's shape by path, such as `params/fine/classifier/bias`."""
-    images = jnp.zeros((1, *IMAGE))
+    images = jnp.zeros((1, *image))
     variables = jax.eval_shape(lambda: network.init(jax.random.key(0), images, train=False))
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
 
 
-def random_variables(network) -> dict:
+def random_variables(network, image=IMAGE) -> dict:
     """Values drawn by path, the same for a path in any network, without compiling initialisers."""
 
     def draw(path, shape):
@@ -91,7 +89,7 @@ def random_variables(network) -> dict:
             return rng.uniform(0.5, 1.5, shape).astype(np.float32)
         return rng.normal(0, 0.1, shape).astype(np.float32)
 
-    drawn = {path: draw(path, shape) for path, shape in shapes(network).items()}
+    drawn = {path: draw(path, shape) for path, shape in shapes(network, image).items()}
     return unflatten_dict(drawn, sep="/")
 
 
@@ -111,7 +109,7 @@ def batch() -> dict:
 
 
 def make_task(network, learning_rate=0.1) -> Task:
-    """What a training step on `batch` needs."""
+    """The task of a training step on `batch`."""
     config = SimpleNamespace(
         schedule="step",
         learning_rate=learning_rate,
@@ -135,7 +133,7 @@ def make_task(network, learning_rate=0.1) -> Task:
     )
 
 
-# Sizes: the design notes' table, heads of 20 and 100 classes, images of 32x32.
+# Sizes, with heads of 20 and 100 classes and images of 32x32.
 
 COLUMNS = {
     "coarse": ((("coarse", 20),), 0),
@@ -159,14 +157,14 @@ def published(arch, column) -> dict:
 
 @pytest.mark.parametrize("arch", PARAMETERS)
 def test_parameter_counts(arch):
-    """Both published networks, alone and merged, have exactly the parameters of the notes."""
+    """Both published networks, alone and merged, have exactly these parameters."""
     counts = [published(arch, column)["parameters"] for column in COLUMNS]
     assert counts == PARAMETERS[arch]
 
 
 @pytest.mark.parametrize("arch", MULTIPLY_ADDS)
 def test_multiply_add_ratios(arch):
-    """A merged network computes 2 to 1 times what one network does, as the notes have it."""
+    """A merged network computes 2 to 1 times what one network does, by these ratios."""
     one = published(arch, "fine")["multiply_adds"]
     ratios = [published(arch, f"merge-{m}")["multiply_adds"] / one for m in range(4)]
     np.testing.assert_allclose(ratios, MULTIPLY_ADDS[arch], atol=0.005)  # given to two digits
@@ -210,7 +208,7 @@ def test_stages_are_shared_up_to_the_merge(arch, merge):
 
 @pytest.mark.parametrize("arch", SMALL)
 def test_merge_3_is_one_network_below_two_classifiers(arch):
-    """merge-3 has the paths and shapes of a single network, statistics included, but for heads."""
+    """Below its heads, merge-3 has the paths and shapes of one network, statistics included."""
     merged, single = shapes(small(arch, 3)), shapes(small(arch, 0, HEADS[1:]))
     below = {
         path.replace("/fine/", "/shared/"): shape
@@ -250,8 +248,8 @@ class OneByOne(nn.Module):
 
 def test_a_loop_over_blocks_is_one_after_another():
     """Values, gradients and running statistics of a stage, in training and not, in float64."""
-    with jax.enable_x64(True):
-        stage = resnet.Stage(4, 2, 2, None)
+    with enable_x64():
+        stage = resnet.Stage(3, 2, 2, None)
         plain = OneByOne(stage)
         rng = np.random.default_rng(0)
         x, weights = rng.normal(size=(8, 4, 4, 4)), rng.normal(size=(8, 2, 2, 8))
@@ -259,12 +257,12 @@ def test_a_loop_over_blocks_is_one_after_another():
         looped = jax.tree.map(np.float64, looped)
 
         def apart(tree):
-            """With an entry for each block."""
+            """The tree with an entry for each block."""
             return {
                 kind: {"block0": of["block0"]}
                 | {
                     f"block{i + 1}": jax.tree.map(lambda a, i=i: a[i], of["blocks"])
-                    for i in range(3)
+                    for i in range(2)
                 }
                 for kind, of in tree.items()
             }
@@ -276,18 +274,19 @@ def test_a_loop_over_blocks_is_one_after_another():
                 return jnp.sum(weights * y), (y, new)
 
             gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
-            (_, (y, new)), (d_params, dx) = jax.jit(gradient)(variables["params"], x)
+            (_, (y, new)), (d_params, dx) = quick_jit(gradient)(variables["params"], x)
             return y, dx, {"params": d_params, **new}
 
         *values, trees = gradients(stage, looped)
         *wanted, wanted_trees = gradients(plain, apart(looped))
         check = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
         jax.tree.map(check, (*values, apart(trees)), (*wanted, wanted_trees))
-        check(stage.apply(looped, x, False), plain.apply(apart(looped), x, False))
+        predict = [quick_jit(partial(m.apply, train=False)) for m in (stage, plain)]
+        check(predict[0](looped, x), predict[1](apart(looped), x))
 
 
 def test_blocks_of_a_loop_start_apart():
-    """Each block has random numbers of its own, as many deviate as He et al. say of one alone."""
+    """Each block has random numbers of its own, with He et al.'s deviation."""
     init = quick_jit(partial(resnet.Stage(5, 16, 1, None).init, train=True))
     variables = init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))
     kernels = variables["params"]["blocks"]["conv2"]["kernel"].reshape(4, -1)
@@ -299,6 +298,7 @@ class PlainLayers(nn.Module):
     """A stage of a DenseNet, each layer of which normalises all channels by itself."""
 
     stage: densenet.Stage
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x, train):
@@ -312,7 +312,7 @@ class PlainLayers(nn.Module):
 
 
 class PlainLayer(nn.Module):
-    """Its new channels alone."""
+    """A layer that returns its new channels only."""
 
     growth: int
 
@@ -322,16 +322,13 @@ class PlainLayer(nn.Module):
         return Conv(self.growth, 3, name="conv2")(BatchNormRelu(name="norm2")(y, train))
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_moments_that_layers_share_are_those_of_each(devices):
-    """Values, gradients and running statistics of a dense block, in float64, over devices too."""
-    with jax.enable_x64(True):
-        stage = densenet.Stage(3, 2, 0.5, "i" if devices > 1 else None)
-        plain = PlainLayers(densenet.Stage(3, 2, 0.5, None))
+def test_moments_that_layers_share_are_those_of_each():
+    """Values, gradients and running statistics of a dense block, in float64, on 1 and 2 devices."""
+    with enable_x64():
+        plain = PlainLayers(densenet.Stage(2, 2, 0.5, None))
         rng = np.random.default_rng(0)
-        x, weights = rng.normal(size=(8, 4, 4, 4)), rng.normal(size=(8, 2, 2, 5))
-        variables = quick_jit(partial(stage.init, train=True))(jax.random.key(0), x)
-        variables = jax.tree.map(np.float64, variables)
+        x, weights = rng.normal(size=(8, 4, 4, 4)), rng.normal(size=(8, 2, 2, 4))
+        variables = jax.tree.map(np.float64, random_variables(plain, x.shape[1:]))
 
         def gradients(module, x, weights):
             def loss(params, x):
@@ -341,27 +338,29 @@ def test_moments_that_layers_share_are_those_of_each(devices):
 
             gradient = jax.grad(loss, (0, 1), has_aux=True)
             (d_params, dx), (y, new) = gradient(variables["params"], x)
-            if module is stage and devices > 1:
-                d_params = jax.lax.pmean(d_params, "i")
+            if module.axis_name is not None:
+                d_params = jax.lax.pmean(d_params, module.axis_name)
             return (dx, y), (d_params, new)
 
-        spread = (a.reshape(devices, -1, *a.shape[1:]) for a in (x, weights))
-        mapped = jax.pmap(partial(gradients, stage), "i", devices=jax.devices()[:devices])
-        (dx, y), trees = mapped(*spread)
-        (wanted_dx, wanted_y), wanted_trees = jax.jit(partial(gradients, plain))(x, weights)
+        (wanted_dx, wanted_y), wanted = quick_jit(partial(gradients, plain))(x, weights)
         check = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
-        check(dx.reshape(x.shape) / devices, wanted_dx)
-        check(y.reshape(weights.shape), wanted_y)
-        for replica in range(devices):
-            jax.tree.map(lambda a, w: check(a[replica], w), trees, wanted_trees)  # noqa: B023
-        check(stage.apply(variables, x, False), plain.apply(variables, x, False))
+        for devices in (1, 2):
+            stage = densenet.Stage(2, 2, 0.5, "i" if devices > 1 else None)
+            spread = (a.reshape(devices, -1, *a.shape[1:]) for a in (x, weights))
+            (dx, y), trees = quick_pmap(partial(gradients, stage), "i", devices)(*spread)
+            check(dx.reshape(x.shape) / devices, wanted_dx)
+            check(y.reshape(weights.shape), wanted_y)
+            for i in range(devices):
+                jax.tree.map(lambda a, w: check(a[i], w), trees, wanted)  # noqa: B023
+        predict = [quick_jit(partial(m.apply, train=False)) for m in (stage, plain)]
+        check(*(f(variables, x) for f in predict))
 
 
 def test_gradients_of_shared_channels_are_summed_once(monkeypatch):
-    """The compiler does not sum what later layers say of a layer anew for each of its readers."""
-    stage = densenet.Stage(6, 4, None, None)
-    x = jnp.ones((4, 8, 8, 8))
-    variables = quick_jit(partial(stage.init, train=False))(jax.random.key(0), x)
+    """The compiler does not sum the gradients of later layers anew for each of their readers."""
+    stage = densenet.Stage(4, 4, None, None)
+    x = jnp.ones((2, 4, 4, 8))
+    variables = random_variables(stage, x.shape[1:])
 
     def operations():
         def loss(params, x):
@@ -441,7 +440,7 @@ def gradients(request):
 
 
 def test_a_loss_moves_its_own_branch_and_what_is_shared(gradients):
-    """One level's loss has exactly zero gradient on the other's branch, and none elsewhere."""
+    """One level's loss has exactly zero gradient on the other's branch, and nowhere else."""
     merge, coarse, fine, _ = gradients
     assert any(path.startswith("shared/") for path in coarse) == (merge > 0)
     for path in coarse:
@@ -478,7 +477,7 @@ def test_merge_0_starts_where_separate_networks_start():
 
 @pytest.mark.parametrize("arch", [TOY, "resnet11"])
 def test_a_merge_0_step_is_two_separate_steps(arch):
-    """From the same values and on the same batch, merge-0 goes where the separate networks go.
+    """From the same values and on the same batch, merge-0 takes the separate networks' steps.
 
     Parameters, BatchNorm statistics and momentum after a step are the same up to the compiler's
     order of operations; so are each level's loss and errors.
@@ -563,7 +562,7 @@ def test_a_stem_stride_makes_all_behind_it_cheaper(arch):
 
 @pytest.mark.parametrize("level", ["stem", "norm", "stage2", "merge", "family"])
 def test_levels_may_be_called_what_pieces_are(level):
-    """A level's name does not collide with a stage's: botanists have a level `stem`."""
+    """A level may have the name of a stage: botanists have a level `stem`."""
     paths = shapes(small("resnet11", 1, ((level, 2), ("leaf", 5))))
     assert f"params/{level}/classifier/bias" in paths
 
@@ -585,7 +584,7 @@ def test_levels_may_be_called_what_pieces_are(level):
         (lambda: shapes(small("resnet11", 0, (("shared", 2),))), "cannot be called 'shared'"),
     ],
 )
-def test_what_cannot_be_built_is_refused(build, message):
-    """Each wrong name, depth, option or merge is an error for the user, with what is allowed."""
+def test_wrong_architectures_are_refused(build, message):
+    """Each wrong name, depth, option or merge is a user's error that says what is allowed."""
     with pytest.raises(UserError, match=message):
         build()

@@ -5,6 +5,8 @@ at most 1 (SUM, absolute); pooled ones are exponentials of sums of logarithms of
 roundings of 4e-6 are relative to the result.
 """
 
+from functools import partial
+
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import quadprog
 from hypothesis import given
-from trees import SCALES, coherent, draw_tree, is_leaf, make, padded, to_marginals
+from trees import SCALES, coherent, is_leaf, make, padded, to_marginals
 
 from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.adaptation.rules import (
@@ -24,14 +26,15 @@ from hiercls_jax.adaptation.rules import (
     product_of_experts,
     top_down,
 )
-from hiercls_jax.adaptation.tree import coherent_target, interpolate
+from hiercls_jax.adaptation.tree import adjust_tree, coherent_target, interpolate
 
 SUM = 2e-6
 POOLED = 2e-5
 
-DEEP = draw_tree(np.random.default_rng(0), 4)  # ragged
-FLAT = make([[0, 0, 2, 2, 2, 0]], [4, 6])  # two levels, of which classes 1 and 3 are leaves
+# Trees of the same sizes share what is compiled.
+DEEP = make([[0, 0, 2, 2, 0], [0, 0, 2, 4, 4, 4, 2, 0]], [3, 5, 8])  # with leaves at every level
 FULL = make([[0, 0, 1, 2, 1], [0, 1, 2, 3, 4, 4, 0, 0]])
+FLAT = make([[0, 0, 2, 2, 2, 0]], [4, 6])  # two levels; classes 1 and 3 are leaves
 PAIR = make([[0, 0, 1, 2, 2, 2]])
 ANY_DEPTH = sorted(set(RULES) - {"euclidean_projection"})
 CASES = [*((name, DEEP) for name in ANY_DEPTH), ("euclidean_projection", FLAT)]
@@ -110,15 +113,48 @@ def test_gradients_are_finite(name, tree):
 
 @pytest.mark.parametrize(("name", "tree"), CASES)
 def test_interpolation_up_to_the_largest_alpha(name, tree):
-    """Up to each rule's largest alpha no probability is negative before it is cut off."""
+    """Up to each rule's largest alpha (1-α) P + α target is not negative before it is clamped."""
     levels = random_levels(tree, 5, wide=True)
     target = RULES[name].target(levels, tree)
     largest = RULES[name].largest_alpha(tree)
     assert len(largest) == tree.num_levels
     assert name == "kl" or set(largest) == {1.0}
-    for p, t, a in zip(levels, target, largest, strict=True):
-        assert ((1 - a) * p + a * np.asarray(t) >= -SUM).all()
-    assert all(np.min(p) >= 0 for p in interpolate(levels, target, largest))
+    mixed = [
+        (1 - a) * p + a * np.asarray(t) for p, t, a in zip(levels, target, largest, strict=True)
+    ]
+    assert all(np.min(p) >= -SUM for p in mixed)
+    assert_close(interpolate(levels, target, largest), mixed, atol=SUM)
+
+
+@pytest.mark.parametrize(("name", "tree"), CASES)
+def test_adjust_is_interpolation_to_the_target(name, tree):
+    """`adjust` goes from the levels at α = 0 to the target at α = 1, and rejects α out of range."""
+    levels, rule = random_levels(tree, 13), RULES[name]
+    target, largest = rule.target(levels, tree), rule.largest_alpha(tree)
+    halfway = [(p + np.asarray(t)) / 2 for p, t in zip(levels, target, strict=True)]
+    for alpha, wanted in ((0, levels), (0.5, halfway), (1, target)):
+        assert_close(rule.adjust(levels, tree, alpha), wanted, atol=SUM)
+    with pytest.raises(ValueError, match="alpha of level 0 must lie in"):
+        rule.adjust(levels, tree, largest[0] + 0.01)
+
+
+def test_kl_is_adjust_tree():
+    """Every bit of the rule `kl` is that of `adjust_tree`, with weights and beyond α = 1 too."""
+    levels, weights = random_levels(DEEP, 14), [1, 2, 3]
+    largest = RULES["kl"].largest_alpha(DEEP, weights)
+    results = RULES["kl"].adjust(levels, DEEP, largest, weights)
+    assert_close(results, adjust_tree(levels, DEEP, largest, weights))
+    assert min(largest) > 1
+
+
+@pytest.mark.parametrize(("name", "tree"), CASES)
+def test_adjust_can_be_exported_for_batches_of_any_size(name, tree):
+    """`adjust` traces with a symbolic number of samples and a traced α."""
+    samples = jax.export.symbolic_shape("n")
+    shapes = [jax.ShapeDtypeStruct((*samples, n), np.float32) for n in tree.sizes]
+    adjust = jax.jit(lambda levels, alpha: RULES[name].adjust(levels, tree, alpha))
+    exported = jax.export.export(adjust)(shapes, jax.ShapeDtypeStruct((), np.float32))
+    assert [p.shape[1] for p in exported.out_avals] == list(tree.sizes)
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - {"product_of_experts", "geometric_pooling"}))
@@ -182,10 +218,10 @@ def test_geometric_pooling_is_the_weighted_geometric_mean(weights):
 
 def test_products_do_not_underflow():
     """Products of 1e-60 and less keep their ratios."""
-    levels = np.float32([1e-30, 1, 0]), np.float32([1e-30, 3e-30, 0, 0, 0, 1])
-    wanted = [0.25, 0.75, 0, 0, 0, 0]
+    levels = np.float32([[1e-30, 1, 0]] * 2), np.float32([[1e-30, 3e-30, 0, 0, 0, 1]] * 2)
+    wanted = [[0.25, 0.75, 0, 0, 0, 0]] * 2
     np.testing.assert_allclose(product_of_experts(levels, PAIR)[1], wanted, rtol=1e-4)
-    np.testing.assert_allclose(geometric_pooling(levels, PAIR, [1, 0.5])[1][2:], 0)
+    np.testing.assert_allclose(geometric_pooling(levels, PAIR, [1, 0.5])[1][:, 2:], 0)
 
 
 @pytest.mark.parametrize("rule", [product_of_experts, geometric_pooling])
@@ -195,8 +231,8 @@ def test_levels_that_contradict_each_other_have_the_kl_target(rule):
     contradict = [1, 0, 0], [0, 0, 0.25, 0.75, 0, 0]
     levels = [np.float32([a, c]) for a, c in zip(agree, contradict, strict=True)]
     both, kl = rule(levels, PAIR), coherent_target(levels, PAIR)
-    alone = rule([p[0] for p in levels], PAIR)
-    assert_close([p[0] for p in both], alone, atol=SUM)
+    alone = rule([p[[0, 0]] for p in levels], PAIR)
+    assert_close([p[0] for p in both], [p[0] for p in alone], atol=SUM)
     assert_close([p[1] for p in both], [p[1] for p in kl])
     assert np.abs(both[1][0] - kl[1][0]).max() > 0.01
 
@@ -209,8 +245,9 @@ def test_weights_are_for_the_rules_that_have_them():
             difference = rule.target(levels, PAIR, weights=[1, 5])[1] - rule.target(levels, PAIR)[1]
             assert np.abs(difference).max() > 0.01
         else:
-            with pytest.raises(ValueError, match=f"rule='{name}' takes no weights"):
-                rule.target(levels, PAIR, weights=[1, 5])
+            for method in (rule.target, partial(rule.adjust, alpha=0.5)):
+                with pytest.raises(ValueError, match=f"rule='{name}' takes no weights"):
+                    method(levels, PAIR, weights=[1, 5])
 
 
 # The projection.
@@ -281,9 +318,12 @@ def test_projection_with_ties(coarse, fine):
 
 
 def test_projection_of_more_levels_is_refused():
-    """It is for two levels, and says what to use instead."""
-    with pytest.raises(ValueError, match="two levels, this hierarchy has 3; use the rule 'kl'"):
+    """It is for two levels, and says what to use instead, before it sees a probability."""
+    message = "two levels, this hierarchy has 3; use the rule 'kl'"
+    with pytest.raises(ValueError, match=message):
         euclidean_projection(random_levels(FULL, 12), FULL)
+    with pytest.raises(ValueError, match=message):
+        RULES["euclidean_projection"].largest_alpha(FULL)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -1,4 +1,4 @@
-"""The training step, the prediction step, and what they do on several devices."""
+"""The training step and the prediction step, on one device and on several."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import HIERARCHY, Recipe, schedule, split, task
+from small import HIERARCHY, Recipe, quick_pmap, schedule, split, task
 
 from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import fed, make_feed
@@ -28,10 +28,16 @@ def batches(count=STEPS, size=8):
         yield {"images": data.images[part], "labels": data.labels[part], "positions": positions}
 
 
-def run_on(devices: int, a_task):
-    state = create(a_task.network, a_task.optimizer, jax.random.key(1), SHAPE)
-    state = parallel.replicate(jax.device_get(state), devices)
-    step = parallel.pmap(make_train_step(a_task), donate=True, devices=devices)
+@pytest.fixture(scope="module")
+def start():
+    """The state at step 0, on the host, of every task here: they differ in nothing it holds."""
+    a_task = task()
+    return jax.device_get(create(a_task.network, a_task.optimizer, jax.random.key(1), SHAPE))
+
+
+def run_on(devices: int, a_task, start):
+    state = parallel.replicate(start, devices)
+    step = quick_pmap(make_train_step(a_task), parallel.AXIS, devices, donate_argnums=(0,))
     records = []
     for batch in batches():
         state, metrics = step(state, parallel.shard(batch, devices))
@@ -40,17 +46,17 @@ def run_on(devices: int, a_task):
 
 
 @pytest.fixture(scope="module")
-def runs():
+def runs(start):
     """Five steps of the same batches on 1, 2 and 4 devices, with augmentation."""
-    return {devices: run_on(devices, task()) for devices in (1, 2, 4)}
+    return {devices: run_on(devices, task(), start) for devices in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_device_count_does_not_change_training(runs, devices):
     """Losses and state after five augmented steps are those of one device.
 
-    Only the order of float32 sums differs: 1e-5 a step, grown by five steps through batch
-    statistics of 8 images.
+    Only the order of float32 sums differs: by 1e-5 in a step, which the batch statistics of 8
+    images amplify in five steps.
     """
     one, records = runs[1]
     many, many_records = runs[devices]
@@ -87,9 +93,9 @@ def test_metrics_are_sums_over_the_global_batch(runs):
         assert record["loss"] == pytest.approx(total, rel=1e-6)
 
 
-def test_bfloat16_computes_and_float32_remembers(runs):
+def test_bfloat16_computes_and_float32_remembers(runs, start):
     """The state stays float32; losses are float32's to two digits, and not to four."""
-    state, records = run_on(1, task(dtype="bfloat16"))
+    state, records = run_on(1, task(dtype="bfloat16"), start)
     wanted, wanted_records = runs[1]
     types = jax.tree.map(lambda x: x.dtype, (state, wanted))
     assert types[0] == types[1]
@@ -99,7 +105,7 @@ def test_bfloat16_computes_and_float32_remembers(runs):
 
 
 def test_losses_and_errors_are_those_of_the_formulas():
-    """A level's loss is the mean of -log softmax at its labels; errors are tops that are not."""
+    """A level's loss is the mean of -log softmax at its labels; errors are other top classes."""
     rng = np.random.default_rng(0)
     sizes = dict(zip(HIERARCHY.levels, HIERARCHY.sizes, strict=True))
     logits = {level: rng.normal(0, 3, (20, n)).astype(np.float32) for level, n in sizes.items()}
@@ -112,44 +118,57 @@ def test_losses_and_errors_are_those_of_the_formulas():
         assert int(errors[level]) == np.sum(z.argmax(axis=1) != labels[level])
 
 
-def test_loss_weights_scale_each_level():
-    """A weight of 0 on coarse leaves its branch without loss gradient; only L2 moves it."""
+def test_loss_weights_scale_each_level(start):
+    """A weight of 0 on coarse leaves its branch without a gradient; without L2 nothing moves it."""
     still = task(recipe=Recipe(weight_decay=0.0))
     still.weights["coarse"] = 0.0
-    before = create(still.network, still.optimizer, jax.random.key(1), SHAPE)
-    before = parallel.replicate(jax.device_get(before), 1)
-    step = parallel.pmap(make_train_step(still), devices=1)
-    after, _ = step(before, parallel.shard(next(batches()), 1))
-    before, after = parallel.unreplicate(before.params), parallel.unreplicate(after.params)
+    step = quick_pmap(make_train_step(still), parallel.AXIS, 1)
+    after, _ = step(parallel.replicate(start, 1), parallel.shard(next(batches()), 1))
+    before, after = start.params, parallel.unreplicate(after.params)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before["coarse"], after["coarse"])))
-    kernel = ("fine", "classifier", "kernel")
-    assert not np.array_equal(*(tree[kernel[0]][kernel[1]][kernel[2]] for tree in (before, after)))
+    kernels = (tree["fine"]["classifier"]["kernel"] for tree in (before, after))
+    assert not np.array_equal(*kernels)
 
 
-def test_resident_and_host_fed_batches_train_alike():
+def test_resident_and_host_fed_batches_train_alike(start):
     """Images looked up in device memory give the same state as images sent from the host."""
     a_task, data = task(), split(40)
-    state = jax.device_get(create(a_task.network, a_task.optimizer, jax.random.key(1), SHAPE))
-    step = parallel.pmap(fed(make_train_step(a_task)))
     indices = np.array([3, 1, 39, 7, 22, 10, 11, 0])
-    results = [
-        parallel.unreplicate(step(parallel.replicate(state), next(feed([indices])))[0])
-        for feed in (make_feed(data, resident) for resident in (False, True))
-    ]
+    results = []
+    for resident in (False, True):
+        step = quick_pmap(fed(make_train_step(a_task)), parallel.AXIS, parallel.device_count())
+        batch = next(make_feed(data, resident)([indices]))
+        results.append(parallel.unreplicate(step(parallel.replicate(start), batch)[0]))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.fixture(scope="module")
+def renamed(start):
+    """A task whose levels are not in the order of their names, and its state on all devices."""
+    a_task = task(hierarchy=dataclasses.replace(HIERARCHY, levels=("tone", "colour")))
+    names = {"coarse": "tone", "fine": "colour"}
+    params, batch_stats = (
+        {names.get(part, part): of for part, of in tree.items()}
+        for tree in (start.params, start.batch_stats)
+    )
+    return a_task, parallel.replicate(start.replace(params=params, batch_stats=batch_stats))
+
+
+@pytest.fixture(scope="module")
+def expected(renamed):
+    """The predictions of 50 images in batches of 8."""
+    a_task, state = renamed
+    return SplitPredictor(a_task, 8)(state, split(50))
+
+
 @pytest.mark.parametrize("batch", [4, 12, 64])
-def test_predictions_do_not_depend_on_the_batch(batch):
+def test_predictions_do_not_depend_on_the_batch(batch, renamed, expected):
     """Each of 50 images is predicted exactly once, alike for every batch size, and sums to 1.
 
-    Levels come coarsest first, also where their names are in another order.
+    Levels come coarsest first, also if their names are in another order.
     """
-    a_task = task(hierarchy=dataclasses.replace(HIERARCHY, levels=("tone", "colour")))
-    state = create(a_task.network, a_task.optimizer, jax.random.key(1), SHAPE)
-    state = parallel.replicate(jax.device_get(state))
-    expected = SplitPredictor(a_task, 8)(state, split(50))
+    a_task, state = renamed
     found = SplitPredictor(a_task, batch)(state, split(50))
     assert list(found) == ["tone", "colour"]
     for level, size in zip(found, HIERARCHY.sizes, strict=True):

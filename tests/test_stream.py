@@ -1,8 +1,9 @@
-"""Streaming: what it trains, reads and refuses is what the images in memory do."""
+"""Streaming trains, reads and refuses the same as images in memory."""
 
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from small import HIERARCHY, image_folder, schedule, split, task
+from small import HIERARCHY, image_folder, schedule, task
 
 from hiercls_jax.data import folder, image_files, stream
 from hiercls_jax.data.dataset import DataError, Dataset, hold_out
@@ -28,13 +29,13 @@ from hiercls_jax.training.loop import (
 
 HERE = Path(__file__).parent
 KEY = jax.random.key(1)
+EPOCHS = {"batch": 4, "epochs": 3}  # of every run here: 38 images, 9 steps an epoch
 
 
-@pytest.fixture
-def root(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
     """An image folder of 50 and 19 images, one of each kind that is not read as it is stored."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    root = image_folder(tmp_path / "images", train=50, test=19)
+    root = image_folder(tmp_path_factory.mktemp("images") / "images", train=50, test=19)
     first, second, third, fourth = sorted((root / "train" / "grey").iterdir())[:4]
     noise = np.random.default_rng(0).integers(0, 256, (31, 17, 3), np.uint8)
     exif = Image.Exif()
@@ -48,6 +49,20 @@ def root(tmp_path, monkeypatch):
     return root
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def root(images, tmp_path, monkeypatch):
+    """A copy of the image folder to change, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return shutil.copytree(images, tmp_path / "images")
+
+
 def watched(samples, seen):
     """`samples` that call `seen(indices)` before they are read."""
 
@@ -59,16 +74,40 @@ def watched(samples, seen):
     return Watched(**vars(samples))
 
 
-def train_on(samples, workdir, seen=lambda indices: None, **changes):
-    """Train the toy network with a quarter held out; return the final state and the records."""
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The final state of a run, its records, and its folder."""
+
+    state: object
+    records: list[dict]
+    workdir: Path
+
+
+def train_on(samples, workdir, seen=lambda indices: None) -> Trained:
+    """Train the toy network with a quarter held out."""
     kept, held = hold_out(samples, 0.25, seed=0)
     mean, std = Dataset("toy", HIERARCHY, kept, held, held).channel_statistics()
     a_task = dataclasses.replace(task(), mean=mean, std=std)
     kept = watched(kept, seen)
-    state, _ = train("toy", a_task, KEY, kept, held, schedule(**changes), workdir)
+    state, _ = train("toy", a_task, KEY, kept, held, schedule(**EPOCHS), workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    return state, [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
+    records = [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
+    return Trained(state, records, workdir)
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory) -> Trained:
+    """A run on images in memory that nothing interrupts."""
+    samples = folder.read(images, HIERARCHY, 8)["train"]
+    return train_on(samples, tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.fixture(scope="module")
+def streamed(images, tmp_path_factory) -> Trained:
+    """The same run, streamed."""
+    samples = folder.stream(images, HIERARCHY, 8)["train"]
+    return train_on(samples, tmp_path_factory.mktemp("runs") / "streamed")
 
 
 def same(a, b) -> bool:
@@ -76,9 +115,9 @@ def same(a, b) -> bool:
     return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def test_streams_are_what_is_read_into_memory(root):
+def test_streams_equal_what_is_read_into_memory(images):
     """Images, labels, their parts and channel statistics are those of `read`, to the last bit."""
-    held, streamed = folder.read(root, HIERARCHY, 8), folder.stream(root, HIERARCHY, 8)
+    held, streamed = folder.read(images, HIERARCHY, 8), folder.stream(images, HIERARCHY, 8)
     assert list(held) == list(streamed)
     rng = np.random.default_rng(0)
     for name in held:
@@ -97,61 +136,72 @@ def test_streams_are_what_is_read_into_memory(root):
             np.testing.assert_array_equal(found, expected)
 
 
-def test_streaming_trains_bit_for_bit_what_memory_trains(root, tmp_path):
+def test_streaming_trains_bit_for_bit_what_memory_trains(images, whole, streamed):
     """Records with losses and validation errors, final state, and predictions are the same."""
-    results = []
-    for read in (folder.read, folder.stream):
-        splits = read(root, HIERARCHY, 8)
-        state, records = train_on(splits["train"], tmp_path / read.__name__, epochs=2)
-        predicted = SplitPredictor(task(), 8)(parallel.replicate(state), splits["test"])
-        results.append((state, predicted, records))
-    held, streamed = results
-    assert same(held[:2], streamed[:2])
-    assert held[2] == streamed[2]
-    assert {record["split"] for record in held[2]} == {"train", "validation"}
-
-
-@pytest.mark.parametrize("first", ["read", "stream"])
-def test_a_run_goes_on_in_the_middle_of_an_epoch(root, tmp_path, first):
-    """Stopped in memory it goes on streaming, and the other way round; each is the whole run.
-
-    The checkpoint holds the iterator's state, and nothing of the steps before is read again.
-    """
-    parts = [read(root, HIERARCHY, 8)["train"] for read in (folder.read, folder.stream)]
-    if first == "stream":
-        parts.reverse()
-    expected = train_on(parts[0], tmp_path / "whole", batch=4, epochs=3)
-    order = schedule(batch=4, epochs=3).order(38)  # 9 steps an epoch
-    seen = []
-
-    def stop(indices):
-        if indices.tolist() == order[11].tolist():
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted, match=r"after step \d+; saved") as stopped:
-        train_on(parts[0], tmp_path / "broken", stop, batch=4, epochs=3)
-    step = int(str(stopped.value).split("step ")[1].split(";")[0])
-    assert 9 < step < 18
-    meta = tmp_path / "broken" / "checkpoints" / f"step_{step:08d}" / "meta.json"
-    assert json.loads(meta.read_text())["iterator"] == {"next_index": step}
-    found = train_on(
-        parts[1], tmp_path / "broken", lambda i: seen.append(i.tolist()), batch=4, epochs=3
+    assert same(streamed.state, whole.state)
+    assert streamed.records == whole.records
+    assert {record["split"] for record in whole.records} == {"train", "validation"}
+    predict = SplitPredictor(task(), 8)
+    of_whole, of_streamed = (
+        predict(parallel.replicate(trained.state), read(images, HIERARCHY, 8)["test"])
+        for trained, read in ((whole, folder.read), (streamed, folder.stream))
     )
-    assert same(found[0], expected[0])
-    assert found[1] == expected[1]
-    assert sorted(seen) == sorted(order[i].tolist() for i in range(step, 27))
+    assert of_whole.keys() == of_streamed.keys() == set(HIERARCHY.levels)
+    assert same(of_streamed, of_whole)
 
 
-def test_other_images_are_not_gone_on_with(root, tmp_path):
-    """Where images were added since a checkpoint, its steps would be of others: refused."""
-    train_on(folder.stream(root, HIERARCHY, 8)["train"], tmp_path / "run", epochs=1)
+def test_a_run_resumes_in_the_middle_of_an_epoch(images, whole, tmp_path):
+    """Stopped in memory it goes on streaming, and the other way round, to the same result.
+
+    The checkpoint holds the iterator's state, and no image of an earlier step is read again.
+    """
+    held, streamed = (read(images, HIERARCHY, 8)["train"] for read in (folder.read, folder.stream))
+    order = schedule(**EPOCHS).order(38)
+    seen: list[list[int]] = []
+
+    def stop_at(step):
+        def stop(indices):
+            seen.append(indices.tolist())
+            if indices.tolist() == order[step].tolist():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return stop
+
+    def stopped(samples, epoch) -> int:
+        """Train until the middle of an epoch, and return the number of steps."""
+        seen.clear()
+        with pytest.raises(Interrupted, match=r"after step \d+; saved") as stopped:
+            train_on(samples, tmp_path / "run", stop_at(9 * epoch + 2))
+        step = int(str(stopped.value).split("step ")[1].split(";")[0])
+        assert 9 * epoch < step < 9 * (epoch + 1)
+        meta = tmp_path / "run" / "checkpoints" / f"step_{step:08d}" / "meta.json"
+        assert json.loads(meta.read_text())["iterator"] == {"next_index": step}
+        return step
+
+    first = stopped(held, epoch=1)
+    second = stopped(streamed, epoch=2)
+    read_once = [order[i].tolist() for i in range(first, second)]
+    assert [batch for batch in read_once if batch not in seen] == []
+    assert [batch for batch in seen if batch in [order[i].tolist() for i in range(first)]] == []
+    seen.clear()
+    found = train_on(held, tmp_path / "run", lambda indices: seen.append(indices.tolist()))
+    assert sorted(seen) == sorted(order[i].tolist() for i in range(second, 27))
+    assert same(found.state, whole.state)
+    assert found.records == whole.records
+
+
+def test_a_run_on_other_images_is_not_resumed(root, streamed, tmp_path):
+    """If images were added since a checkpoint, its steps would be of others: it is refused."""
+    run = shutil.copytree(streamed.workdir, tmp_path / "run")
+    last = max((run / "checkpoints").iterdir())
+    shutil.rmtree(last)  # so that the run is not finished
     Image.new("RGB", (8, 8)).save(root / "train" / "grey" / "new.png")
     with pytest.raises(TrainingError, match="was trained on other images"):
-        train_on(folder.stream(root, HIERARCHY, 8)["train"], tmp_path / "run", epochs=2)
+        train_on(folder.stream(root, HIERARCHY, 8)["train"], run)
 
 
 @pytest.mark.parametrize("process", [0, 1])
-def test_a_process_reads_its_share_alone(root, monkeypatch, process):
+def test_a_process_reads_only_its_share(root, monkeypatch, process):
     """Of each batch of 8, process 0 of 2 reads the first four images, process 1 the others."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: process)
@@ -179,7 +229,7 @@ def test_an_order_is_its_epochs_one_after_another():
 
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_a_broken_image_is_refused_before_training(root, name):
-    """One that cannot be read, in either split, is named at the start; mended, all is well."""
+    """An unreadable image in either split is named at the start, and read once it is repaired."""
     path = sorted((root / name / "white").iterdir())[2]
     content = path.read_bytes()
     path.write_bytes(content[:-30])
@@ -190,7 +240,7 @@ def test_a_broken_image_is_refused_before_training(root, name):
 
 
 def test_an_image_that_is_gone_later_is_named(root):
-    """A batch with a file that was removed since the start raises one line with its name."""
+    """If a file was removed since the start, its batch raises one line with its name."""
     test_split = folder.stream(root, HIERARCHY, 8)["test"]
     path = sorted((root / "test" / "white").iterdir())[2]
     path.unlink()
@@ -199,10 +249,8 @@ def test_an_image_that_is_gone_later_is_named(root):
     assert "\n" not in str(error.value)
 
 
-def test_an_image_that_breaks_later_is_named(root, tmp_path):
-    """The run ends with its name; once it is mended, the run goes on to what it would have been."""
-    whole = folder.read(root, HIERARCHY, 8)["train"]
-    expected = train_on(whole, tmp_path / "whole", epochs=2)
+def test_an_image_that_breaks_later_is_named(root, whole, tmp_path):
+    """The run ends with its name; once it is repaired, the run goes on to the same result."""
     train_split = folder.stream(root, HIERARCHY, 8)["train"]
     path = sorted((root / "train" / "white").iterdir())[2]
     content, decode, decoded = path.read_bytes(), train_split.decode, []
@@ -215,16 +263,16 @@ def test_an_image_that_breaks_later_is_named(root, tmp_path):
 
     broken = stream.Stream(breaking, train_split.numbers, train_split.survey, (8, 8, 3))
     with pytest.raises(DataError, match=f"{path} cannot be read") as error:
-        train_on(broken, tmp_path / "run", epochs=2)
+        train_on(broken, tmp_path / "run")
     assert "\n" not in str(error.value)
     path.write_bytes(content)
-    found = train_on(folder.stream(root, HIERARCHY, 8)["train"], tmp_path / "run", epochs=2)
-    assert same(found[0], expected[0])
-    assert found[1] == expected[1]
+    found = train_on(folder.stream(root, HIERARCHY, 8)["train"], tmp_path / "run")
+    assert same(found.state, whole.state)
+    assert found.records == whole.records
 
 
-def test_images_are_looked_at_once(root, monkeypatch):
-    """A second start decodes nothing; after a change to a file, everything is looked at again."""
+def test_images_are_surveyed_once(root, monkeypatch):
+    """A second start decodes nothing; after a change to a file, everything is surveyed again."""
     before = folder.stream(root, HIERARCHY, 8)
     with monkeypatch.context() as patch:
         patch.setattr(folder, "survey_images", None)
@@ -236,8 +284,8 @@ def test_images_are_looked_at_once(root, monkeypatch):
     assert (folder.stream(root, HIERARCHY, 8)["train"].sums() < before["train"].sums()).all()
 
 
-def test_one_process_looks_for_all(root, monkeypatch):
-    """The others take what it found, and decode nothing; with other files they are refused."""
+def test_one_process_surveys_for_all(root, monkeypatch):
+    """The others receive its survey and decode nothing; with other files they are refused."""
     sent = []
     folder.stream(root, HIERARCHY, 8, lambda compute: sent.append(compute()) or sent[0])
     monkeypatch.setattr(folder, "survey_images", None)
@@ -251,7 +299,7 @@ def test_one_process_looks_for_all(root, monkeypatch):
 
 
 def test_files_are_predicted_a_batch_at_a_time(root, monkeypatch):
-    """The answer for 50 files is that for all their images, and no more than 8 are read at once."""
+    """50 files get the same answer as their images, and no more than 8 are read at once."""
 
     def forward(images):
         p = {
@@ -280,15 +328,14 @@ def test_files_are_predicted_a_batch_at_a_time(root, monkeypatch):
 def test_memory_does_not_grow_with_the_images(tmp_path):
     """800 images of 256 pixels more, 157 MB, take less than a tenth of that: none is kept.
 
-    One process looks at images and takes an epoch of batches, 200 of them first, then 1,000.
+    One process surveys images and takes an epoch of batches, of 200 images first, then of 1,000.
     """
-    picture = split(1, size=256).images[0]
+    # Of one colour, because it is decoded faster; all are as large in memory.
+    Image.new("RGB", (256, 256), "grey").save(tmp_path / "picture.jpg")
     for name, count in (("few", 200), ("many", 1000)):
         for i in range(count):
             place = tmp_path / name / "train" / HIERARCHY.names[1][i % 4]
             place.mkdir(parents=True, exist_ok=True)
-            if i == 0:
-                Image.fromarray(picture).save(tmp_path / "picture.jpg")
             os.link(tmp_path / "picture.jpg", place / f"{i}.jpg")
         (tmp_path / name / "test" / "grey").mkdir(parents=True)
         os.link(tmp_path / "picture.jpg", tmp_path / name / "test" / "grey" / "0.jpg")

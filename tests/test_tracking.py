@@ -1,4 +1,4 @@
-"""What a run says: `metrics.jsonl` without a line cut, twice or missing; a bar or plain lines."""
+"""Records of a run: `metrics.jsonl` without a cut, double or missing line; a bar or plain lines."""
 
 import errno
 import io
@@ -50,21 +50,21 @@ def folder(tmp_path):
 
 
 def test_records_after_the_checkpoint_are_dropped(folder):
-    """Resumed after step 20, the file goes on as if nothing had been written after it."""
+    """After a resume from step 20 the file goes on as if it had no later records."""
     write(folder, 20, record(30), record(40))
     assert lines(folder) == [record(10), record(10, "validation"), record(20),
                              record(20, "validation"), record(30), record(40)]  # fmt: skip
 
 
 def test_a_record_at_the_checkpoint_is_kept(folder):
-    """Resumed after the last record, nothing is lost and nothing stands twice."""
+    """After a resume from the last record, no line is lost or written twice."""
     before = (folder / "metrics.jsonl").read_bytes()
     write(folder, 30)
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_records_are_read_up_to_a_cut(folder, tmp_path):
-    """What was written comes back, up to a line that a kill has cut; without a file, nothing."""
+    """All records are read, up to a line that a kill has cut; without a file there are none."""
     content = (folder / "metrics.jsonl").read_bytes()
     written = lines(folder)
     assert tracking.records(folder) == written
@@ -75,7 +75,7 @@ def test_records_are_read_up_to_a_cut(folder, tmp_path):
 
 
 def test_a_line_cut_anywhere_is_repaired(folder):
-    """However many bytes of the last line reached the disk, the resumed file is whole."""
+    """However many bytes of the last line reached the disk, the resumed file is repaired."""
     content = (folder / "metrics.jsonl").read_bytes()
     last = content.rindex(b"\n", 0, -1) + 1
     expected = [*lines(folder)[:-1], record(30), record(40)]
@@ -92,7 +92,7 @@ def test_a_line_cut_anywhere_is_repaired(folder):
     "garbage", [b"\0\0\0\0", b"\xff\xfe", b"[]\n", b"{}\n", b'{"step": "x"}\n']
 )
 def test_what_is_no_record_ends_the_file(folder, garbage):
-    """Zeros of a crashed disk, other bytes and other JSON after the last checkpoint are dropped."""
+    """Zeros, other bytes and other JSON after the last checkpoint are dropped, as after a crash."""
     whole = (folder / "metrics.jsonl").read_bytes()
     (folder / "metrics.jsonl").write_bytes(whole + garbage)
     write(folder, 30)
@@ -148,7 +148,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
-    """Where someone watches, training records stand in the bar, and validation has its line."""
+    """On a terminal the bar shows training records, and validation has a line of its own."""
     monkeypatch.setattr(sys, "stderr", Terminal())
     tracker = Tracker(tmp_path, "toy", 40, 100)
     tracker.write(record(50))
@@ -180,7 +180,7 @@ def numbers(found: list[Event]) -> list[tuple]:
 
 
 def test_tensorboard_shows_what_the_record_has(folder):
-    """Each start has a file of its own, which begins with what is no longer true of older ones."""
+    """Each start has a file of its own; its first step ends the validity of older files."""
     write(folder, 20, record(30))
     old, new = (events(p) for p in sorted((folder / "tensorboard").glob("events.out.tfevents.*")))
     assert numbers(old) == [(10, "train/loss", f32(10)), (10, "validation/loss", f32(10)),
@@ -193,7 +193,7 @@ def test_tensorboard_shows_what_the_record_has(folder):
 
 
 def test_tensorboard_is_told_at_once(tmp_path):
-    """Who watches sees a record when it is written, not when the run ends."""
+    """TensorBoard sees a record when it is written, not when the run ends."""
     tracker = Tracker(tmp_path, "toy", 0, 100)
     tracker.write(record(10))
     (path,) = (tmp_path / "tensorboard").iterdir()
@@ -203,7 +203,7 @@ def test_tensorboard_is_told_at_once(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 100, 1000])
 def test_no_space_is_one_error(tmp_path, limit):
-    """Where files may not grow, writing or closing raises it, and no thread or exit hook prints."""
+    """If files may not grow, writing or closing raises, and no thread or exit hook prints."""
     program = f"""
 import resource, signal
 from pathlib import Path
@@ -228,14 +228,14 @@ except OSError as error:
 
 
 def test_a_record_in_words():
-    """Losses with three digits, errors in percent, images per second whole; nothing else."""
+    """Losses with three digits, errors in percent, whole images per second, and nothing else."""
     words = describe({"step": 1, "epoch": 0.1, "split": "train", "loss_coarse": 1.23456,
                       "error_coarse": 0.1234, "images_per_second": 1234.5})  # fmt: skip
     assert words == "train:  loss coarse 1.235  error coarse 12.3 %  1234 images/s"
 
 
 def test_other_frameworks_stay_where_they_are(tmp_path):
-    """Where they are installed, nothing here imports them: it would take a second of each start."""
+    """Nothing here imports them even if they are installed: each start would take a second more."""
     for name in ("tensorflow", "torch"):
         (tmp_path / f"{name}.py").touch()
     program = "import sys, hiercls_jax.main; print({'tensorflow', 'torch'} & sys.modules.keys())"

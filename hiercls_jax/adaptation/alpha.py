@@ -5,27 +5,27 @@ import operator
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
-from hiercls_jax.adaptation.error_curve import Outcomes, StepFunction, check_levels
+from hiercls_jax.adaptation.error_curve import Outcomes, StepFunction, check_scores
 
-# A probability below this counts as this in a log-likelihood: the smallest normal float32, below
-# which a mass counts as 0 in `adjust`. The log-likelihood of a sample is -87.3 at the least.
+# The least probability in a log-likelihood: the smallest normal float32, below which `adjust` takes
+# a mass as 0. The log-likelihood of a sample is at least -87.3.
 FLOOR = float(np.finfo(np.float32).tiny)
-# Lengths that differ by less are equal: they are differences of rounded numbers up to about 2.
+# Lengths that differ by less are equal, because they are differences of rounded numbers up to 2.
 TOLERANCE = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AlphaSearch:
-    """What `alpha_search` found.
+    """The result of `alpha_search`.
 
     Args:
-      alpha: the choice.
-      value: the objective there.
-      minimisers: float64 `[M, 2]`, all alphas with the smallest value: closed intervals of float64
-        numbers, increasing. An end that does not belong to an interval of real numbers is replaced
-        by the next float64 inside.
+      alpha: the chosen alpha.
+      value: the objective at `alpha`.
+      minimisers: float64 `[M, 2]`, all alphas with the smallest value: increasing closed intervals
+        of float64 numbers. An open end of an interval is replaced by the next float64 inside.
       curves: the error of each level against alpha.
     """
 
@@ -36,33 +36,33 @@ class AlphaSearch:
 
 
 def alpha_search(
-    original: Sequence,
-    target: Sequence,
-    labels: Sequence,
+    original: Sequence[ArrayLike],
+    target: Sequence[ArrayLike],
+    labels: Sequence[ArrayLike],
     *,
     largest: float,
     objective: str | int = "sum",
 ) -> AlphaSearch:
     """Choose the alpha in [0, largest] that minimises an objective on validation data.
 
-    Errors are piecewise constant in alpha, and all their minimisers are found. The choice is the
-    midpoint of the widest minimising interval; of equally wide ones the midpoint nearest to 1,
-    where the levels agree; of two as near the lower one.
+    Errors are piecewise constant in alpha, so the search finds all their minimisers. It chooses the
+    midpoint of the widest minimising interval. Ties go to the midpoint nearest to 1, where the
+    levels agree, then to the lower one.
 
-    The negative log-likelihood is convex in alpha (wherever no probability is below `FLOOR`), and
-    a bounded search finds its minimum to about 1e-6. For Algorithm 1 on two levels this is alpha =
-    1 whatever the data: coarse′_y fine′_y = (f_y / Q) ((1-β) P + β Q) ((1-β) Q + β P) is symmetric
-    about β = 1/2. There the likelihood says something for deeper trees and other targets alone.
+    The negative log-likelihood is convex in alpha (if no probability is below `FLOOR`), and a
+    bounded search finds its minimum to about 1e-6. For Algorithm 1 on two levels the minimum is at
+    alpha = 1 for all data, because coarse′_y fine′_y = (f_y / Q) ((1-β) P + β Q) ((1-β) Q + β P) is
+    symmetric about β = 1/2. So use 'nll' for deeper trees and other targets only.
 
     Args:
       original: L float arrays `[N, K_l]`, probabilities before adaptation, coarsest level first.
       target: L arrays of the same shapes, probabilities at alpha = 1. The score of a class at
-        alpha is (1-α) original + α target; of equal scores the lowest index counts, as in argmax.
+        alpha is (1-α) original + α target; ties go to the lowest index, as in argmax.
       labels: L integer arrays `[N]` in `[0, K_l)`.
       largest: the largest admissible alpha, at least 1 (2 for two levels).
       objective: 'sum', the sum of the levels' top-1 errors; an integer in `[0, L)`, the error of
-        that level; or 'nll', the sum over levels of the mean of -log of the label's probability,
-        a probability below `FLOOR` counting as `FLOOR`.
+        that level; or 'nll', the sum over levels of the mean of -log max(p, `FLOOR`), p the
+        label's probability.
 
     Raises:
       ValueError: for shapes that disagree, labels out of range, scores that are not finite, an
@@ -84,14 +84,14 @@ def alpha_search(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """What `cross_validate` found.
+    """The result of `cross_validate`.
 
     Args:
       fold: integer `[N]`, the fold in which each sample was held out.
       alphas: float64 `[folds]`, the choice of each fold, made without its own samples.
       error: float64 `[L]`, top-1 error of each level over all samples, each sample adapted with
         the alpha of its fold.
-      error_at_0, error_at_1: float64 `[L]`, the same with alpha 0 and 1 for all.
+      error_at_0, error_at_1: float64 `[L]`, the same with alpha 0 and 1 for all samples.
     """
 
     fold: np.ndarray
@@ -102,20 +102,20 @@ class CrossValidation:
 
 
 def cross_validate(
-    original: Sequence,
-    target: Sequence,
-    labels: Sequence,
+    original: Sequence[ArrayLike],
+    target: Sequence[ArrayLike],
+    labels: Sequence[ArrayLike],
     *,
     largest: float,
     objective: str | int = "sum",
     folds: int = 5,
     seed: int = 0,
 ) -> CrossValidation:
-    """Measure what choosing alpha is worth, on samples that had no part in the choice.
+    """Measure the effect of choosing alpha, on samples that had no part in the choice.
 
     Args:
       original, target, labels, largest, objective: as for `alpha_search`.
-      folds: number of folds, in `[2, N]`, of sizes that differ by one at most.
+      folds: number of folds, in `[2, N]`; their sizes differ by at most one.
       seed: of the random partition into folds.
 
     Raises:
@@ -125,19 +125,20 @@ def cross_validate(
     if not 2 <= folds <= evidence.samples:
         raise ValueError(f"folds must lie in [2, {evidence.samples}] (the samples), got {folds}")
     fold = np.random.default_rng(seed).permutation(np.arange(evidence.samples) % folds)
-    alphas, wrong = [], 0
+    alphas: list[float] = []
+    wrong = np.zeros((len(evidence.outcomes), 3), np.int64)  # at the fold's alpha, 0 and 1
     for i in range(folds):
         alphas.append(evidence.search((fold != i).astype(np.int64)).alpha)
         held_out = evidence.curves((fold == i).astype(np.int64))
-        at = [alphas[-1], 0, 1]
-        wrong += np.array([curve.count(at) for curve in held_out])
-    return CrossValidation(fold, np.array(alphas), *(wrong / evidence.samples).T)
+        wrong += np.array([curve.count([alphas[-1], 0, 1]) for curve in held_out])
+    error, error_at_0, error_at_1 = (wrong / evidence.samples).T
+    return CrossValidation(fold, np.array(alphas), error, error_at_0, error_at_1)
 
 
 def bootstrap_interval(
-    original: Sequence,
-    target: Sequence,
-    labels: Sequence,
+    original: Sequence[ArrayLike],
+    target: Sequence[ArrayLike],
+    labels: Sequence[ArrayLike],
     *,
     largest: float,
     objective: str | int = "sum",
@@ -147,8 +148,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the choice of alpha over samples.
 
-    The interval between the (1 ± confidence) / 2 quantiles of the alphas chosen on resamples, N
-    samples each, drawn with replacement.
+    It lies between the (1 ± confidence) / 2 quantiles of the alphas chosen on resamples of N
+    samples drawn with replacement.
 
     Args:
       original, target, labels, largest, objective: as for `alpha_search`.
@@ -187,10 +188,10 @@ def widest_midpoint(intervals: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Evidence:
-    """All that the choice on any weighting of the samples needs: nothing of size N × K.
+    """The data of the choice on any weighting of the samples, without arrays of size N × K.
 
     Args:
-      outcomes: where each sample is right, by level.
+      outcomes: the alphas at which each sample is right, by level.
       p_original, p_target: float64 `[L, N]`, the label's probability at alpha 0 and 1.
       largest, objective: as for `alpha_search`.
     """
@@ -202,8 +203,15 @@ class _Evidence:
     objective: str | int
 
     @classmethod
-    def of(cls, original, target, labels, largest, objective) -> "_Evidence":
-        levels = check_levels(original, target, labels, largest)
+    def of(
+        cls,
+        original: Sequence[ArrayLike],
+        target: Sequence[ArrayLike],
+        labels: Sequence[ArrayLike],
+        largest: float,
+        objective: str | int,
+    ) -> "_Evidence":
+        levels = check_scores(original, target, labels, largest)
         objective = _check_objective(objective, len(levels))
         largest = float(largest)
         samples = np.arange(len(levels[0][2]))
@@ -226,32 +234,35 @@ class _Evidence:
         if self.objective == "nll":
             alpha, value = self._least_nll(weights)
             return AlphaSearch(alpha, value, np.array([[alpha, alpha]]), curves)
-        total = sum(curves[1:], curves[0]) if self.objective == "sum" else curves[self.objective]
+        if isinstance(self.objective, int):
+            total = curves[self.objective]
+        else:
+            total = sum(curves[1:], curves[0])
         minimisers = total.minimisers()
         alpha = widest_midpoint(minimisers)
         return AlphaSearch(alpha, float(total(alpha)), minimisers, curves)
 
-    def _least_nll(self, weights) -> tuple[float, float]:
+    def _least_nll(self, weights: np.ndarray) -> tuple[float, float]:
         share = weights / weights.sum()
 
-        def nll(alpha):
+        def nll(alpha: float) -> float:
             p = (1 - alpha) * self.p_original + alpha * self.p_target
             return -float(np.sum(np.log(np.maximum(p, FLOOR)) @ share))
 
-        found = minimize_scalar(
+        result = minimize_scalar(
             nll, bounds=(0, self.largest), method="bounded", options={"xatol": 1e-8}
         )
-        best = min((float(found.x), 0.0, self.largest), key=nll)  # it never looks at its bounds
-        if nll(1.0) <= nll(best) + TOLERANCE:  # as where nothing depends on alpha
+        best = min((float(result.x), 0.0, self.largest), key=nll)  # it never tries its bounds
+        if nll(1.0) <= nll(best) + TOLERANCE:  # as when nothing depends on alpha
             best = 1.0
         return best, nll(best)
 
 
-def _check_objective(objective, levels: int) -> str | int:
+def _check_objective(objective: str | int, levels: int) -> str | int:
     if isinstance(objective, str) and objective in ("sum", "nll"):
         return objective
     try:
-        level = operator.index(objective)
+        level = operator.index(objective)  # type: ignore[arg-type]  # a text raises the TypeError
     except TypeError:
         level = -1
     if not 0 <= level < levels:

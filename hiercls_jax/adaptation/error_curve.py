@@ -1,30 +1,31 @@
 """The top-1 error of every level as an exact function of alpha.
 
-The adapted score of class k is affine, (1-α) original_k + α target_k, so the label y of a sample
-wins against class k on a half-line of alpha, and against all classes on one interval. Errors are
-sums over samples: step functions, here of float64 alphas, on which every interval is closed. What
-a real line would have as α > c is α ≥ the float64 after c.
+The adapted score of class k is affine, (1-α) original_k + α target_k. So the label y of a sample
+wins against class k on a half-line of alpha, and against all classes on one interval. The error is
+a sum over samples, a step function of alpha. Alphas are float64 numbers, on which every interval is
+closed: α > c is α ≥ the next float64 after c.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-CHUNK = 1 << 16  # scores compared at a time: 0.5 MiB of float64, so that a chunk stays in cache
-SPLITTER = 2.0**27 + 1  # cuts a float64's 53 bits in two halves (Dekker, 1971)
+CHUNK = 1 << 16  # scores to compare at a time: 0.5 MiB of float64 stay in cache
+SPLITTER = 2.0**27 + 1  # cuts a float64's 53 bits into two halves (Dekker, 1971)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepFunction:
     """The share of samples that are wrong, as a step function of alpha in [0, largest].
 
-    Called with alphas of any shape, it returns float64 errors of that shape. Functions of the same
-    samples can be added: the sum of two levels' errors at every alpha.
+    Calling it with alphas of any shape returns float64 errors of that shape. `+` adds the errors of
+    two levels on the same samples at every alpha.
 
     Args:
-      breakpoints: float64 `[B]`, increasing, the first 0: the first alpha of each piece. Piece i
-        is `[breakpoints[i], breakpoints[i + 1])`, and the last one ends with `largest`.
+      breakpoints: float64 `[B]`, increasing from 0: the first alpha of each piece. Piece i is
+        `[breakpoints[i], breakpoints[i + 1])`, and the last piece ends with `largest`.
       counts: integer `[B]`, samples that are wrong on each piece.
       total: number of samples, by which counts are divided.
       largest: the largest alpha.
@@ -39,10 +40,10 @@ class StepFunction:
     total: int
     largest: float
 
-    def __call__(self, alphas) -> np.ndarray:
+    def __call__(self, alphas: ArrayLike) -> np.ndarray:
         return self.count(alphas) / self.total
 
-    def count(self, alphas) -> np.ndarray:
+    def count(self, alphas: ArrayLike) -> np.ndarray:
         """Return how many samples are wrong at each alpha, integers of the shape of `alphas`."""
         alphas = np.asarray(alphas, np.float64)
         if not ((alphas >= 0) & (alphas <= self.largest)).all():
@@ -69,10 +70,10 @@ class StepFunction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Where each sample is right: all that the error of any weighting of the samples needs.
+    """The pieces on which each sample is right: the error of any weighting of the samples follows.
 
     Args:
-      breakpoints: float64 `[B]`, as a `StepFunction` has them.
+      breakpoints: float64 `[B]`, as in `StepFunction`.
       first, stop: integer `[N]`; sample n is right on the pieces `first[n]` to `stop[n] - 1`.
       largest: the largest alpha.
     """
@@ -83,8 +84,10 @@ class Outcomes:
     largest: float
 
     @classmethod
-    def of(cls, original, target, labels, largest: float) -> "Outcomes":
-        """Compare all scores of one level, given as `winning_intervals` takes them."""
+    def of(
+        cls, original: np.ndarray, target: np.ndarray, labels: np.ndarray, largest: float
+    ) -> "Outcomes":
+        """Compare all scores of one level; the arguments are those of `winning_intervals`."""
         largest = float(largest)
         low, high = winning_intervals(original, target, labels, largest).T
         end = np.nextafter(largest, np.inf)
@@ -96,7 +99,7 @@ class Outcomes:
         return cls(breakpoints[:-1], first, stop, largest)
 
     def error(self, weights: np.ndarray) -> StepFunction:
-        """Return the error against alpha of samples taken as often as `weights`, integer `[N]`."""
+        """Return the error against alpha, each sample counted `weights` times, integer `[N]`."""
         pieces = len(self.breakpoints)
         gained = np.bincount(self.first, weights, pieces + 1)
         lost = np.bincount(self.stop, weights, pieces + 1)
@@ -107,14 +110,18 @@ class Outcomes:
 
 
 def error_curves(
-    original: Sequence, target: Sequence, labels: Sequence, *, largest: float
+    original: Sequence[ArrayLike],
+    target: Sequence[ArrayLike],
+    labels: Sequence[ArrayLike],
+    *,
+    largest: float,
 ) -> tuple[StepFunction, ...]:
     """Return the top-1 error of each level as a function of alpha (the paper's Figures 3 and 4).
 
-    At every float64 alpha it counts as argmax of the scores in exact arithmetic would, equal
-    scores going to the lowest index, provided that differences of scores are exact in float64: so
-    they are for float32 probabilities that are 0 or at least 2⁻²⁹. Otherwise a breakpoint may be
-    off by a few float64 roundings.
+    At every float64 alpha it counts as argmax of the scores in exact arithmetic would, with ties to
+    the lowest index, if differences of scores are exact in float64. They are for float32
+    probabilities that are 0 or at least 2⁻²⁹. Otherwise a breakpoint may be off by a few float64
+    roundings.
 
     Args:
       original: L float arrays `[N, K_l]`, the scores at alpha 0.
@@ -127,12 +134,30 @@ def error_curves(
 
     Source: Dutt, Pellerin and Quénot (CBMI 2017), Sections 3.3 and 4.
     """
-    levels = check_levels(original, target, labels, largest)
+    levels = check_scores(original, target, labels, largest)
     once = np.ones(len(levels[0][2]), np.int64)
     return tuple(Outcomes.of(*level, largest).error(once) for level in levels)
 
 
-def winning_intervals(original, target, labels, largest: float) -> np.ndarray:
+def curve_of_intervals(intervals: np.ndarray, largest: float) -> StepFunction:
+    """Return the error of one level against alpha, from each sample's winning interval.
+
+    Args:
+      intervals: float64 `[N, 2]`, as `winning_intervals` returns them: all that the errors of any
+        part of the samples need.
+      largest: the largest alpha.
+    """
+    low, high = intervals[intervals[:, 0] <= intervals[:, 1]].T
+    after = np.nextafter(high, np.inf)
+    breakpoints = np.unique(np.concatenate([[0.0], low, after[after <= largest]]))
+    begun = np.searchsorted(np.sort(low), breakpoints, side="right")
+    ended = np.searchsorted(np.sort(after), breakpoints, side="right")
+    return StepFunction(breakpoints, len(intervals) - begun + ended, len(intervals), largest)
+
+
+def winning_intervals(
+    original: np.ndarray, target: np.ndarray, labels: np.ndarray, largest: float
+) -> np.ndarray:
     """Return the alphas at which each sample's label is its prediction, as a closed interval.
 
     The label has a higher score than every lower class, and at least that of every higher one.
@@ -143,16 +168,19 @@ def winning_intervals(original, target, labels, largest: float) -> np.ndarray:
       largest: the largest alpha.
 
     Returns:
-      float64 `[N, 2]`: the first and the last float64 alpha in `[0, largest]`; where the first is
-      the larger one there is none.
+      float64 `[N, 2]`: the first and the last float64 alpha in `[0, largest]`. The interval is
+      empty if the first is the larger one.
     """
     rows = max(1, CHUNK // original.shape[1])
-    starts = range(0, len(labels), rows)
-    chunks = [[x[i : i + rows] for x in (original, target, labels)] for i in starts]
-    return np.concatenate([_winning_intervals(*chunk, largest) for chunk in chunks])
+    chunks = [slice(start, start + rows) for start in range(0, len(labels), rows)]
+    return np.concatenate(
+        [_winning_intervals(original[i], target[i], labels[i], largest) for i in chunks]
+    )
 
 
-def _winning_intervals(original, target, labels, largest):
+def _winning_intervals(
+    original: np.ndarray, target: np.ndarray, labels: np.ndarray, largest: float
+) -> np.ndarray:
     label = labels[:, None]
     lead, lead_at_1 = (
         np.take_along_axis(scores, label, axis=1) - scores
@@ -162,10 +190,10 @@ def _winning_intervals(original, target, labels, largest):
     # A slope other than 0 is at least a rounding of the lead: no crossing overflows.
     crossing = np.divide(lead, -slope, out=np.zeros_like(lead), where=slope != 0)
     product, error = _two_product(slope, crossing)
-    there = (lead + product) + error  # the lead at the rounded crossing; its sign is exact
-    wins = (there > 0) | ((there == 0) & (np.arange(original.shape[1]) >= label))
-    # The exact crossing is within half a unit in the last place of the rounded one, so the last
-    # float64 on the winning side of it is the rounded one or its neighbour.
+    lead_there = (lead + product) + error  # at the rounded crossing; its sign is exact
+    wins = (lead_there > 0) | ((lead_there == 0) & (np.arange(original.shape[1]) >= label))
+    # The exact crossing is within half a unit in the last place of the rounded one. So the last
+    # float64 on its winning side is the rounded one or its neighbour.
     after = np.where(slope > 0, np.nextafter(crossing, np.inf), np.inf)
     before = np.nextafter(crossing, -np.inf)
     low = np.where(slope < 0, 0, np.where(wins, crossing, after))
@@ -174,7 +202,7 @@ def _winning_intervals(original, target, labels, largest):
     return np.stack([low.max(axis=1), high.min(axis=1)], axis=1)
 
 
-def _two_product(a, b):
+def _two_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return fl(a b) and its rounding error, whose sum is a b exactly (Dekker, 1971)."""
     product = a * b
     a_high, b_high = (x * SPLITTER - (x * SPLITTER - x) for x in (a, b))
@@ -183,8 +211,11 @@ def _two_product(a, b):
     return product, error
 
 
-def check_levels(
-    original: Sequence, target: Sequence, labels: Sequence, largest: float
+def check_scores(
+    original: Sequence[ArrayLike],
+    target: Sequence[ArrayLike],
+    labels: Sequence[ArrayLike],
+    largest: float,
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return (original, target, labels) of each level as NumPy arrays, after checking them."""
     if not len(original) == len(target) == len(labels) > 0:
@@ -205,7 +236,7 @@ def check_levels(
     return levels
 
 
-def _check_level(level: str, original, target, labels) -> None:
+def _check_level(level: str, original: np.ndarray, target: np.ndarray, labels: np.ndarray) -> None:
     if (
         original.ndim != 2
         or not original.size
@@ -228,13 +259,3 @@ def _check_level(level: str, original, target, labels) -> None:
             raise ValueError(
                 f"{level}: {name} of sample {np.argmin(finite)} is not finite; every score must be"
             )
-
-
-def curve_of_intervals(intervals: np.ndarray, largest: float) -> StepFunction:
-    """Return the error against alpha in [0, largest] of samples right on `intervals`, `[N, 2]`."""
-    low, high = intervals[intervals[:, 0] <= intervals[:, 1]].T
-    after = np.nextafter(high, np.inf)
-    breakpoints = np.unique(np.concatenate([[0.0], low, after[after <= largest]]))
-    begun = np.searchsorted(np.sort(low), breakpoints, side="right")
-    ended = np.searchsorted(np.sort(after), breakpoints, side="right")
-    return StepFunction(breakpoints, len(intervals) - begun + ended, len(intervals), largest)

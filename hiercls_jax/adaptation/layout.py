@@ -1,8 +1,9 @@
 """Classes first, and a block of samples at a time: the layout in which a segment sum is fast."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from typing import Concatenate, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +11,21 @@ from jax import lax
 
 BLOCK = 512  # samples; with 1,000 classes their probabilities fill a CPU's second-level cache
 
+Args = ParamSpec("Args")
+Levels = Sequence[jax.Array]
 
-def classes_first(passes: Callable) -> Callable:
+
+def classes_first(
+    passes: Callable[Concatenate[Levels, Args], Levels],
+) -> Callable[Concatenate[Levels, Args], tuple[jax.Array, ...]]:
     """Compile `passes(levels, ...) -> levels`, written for classes first, for classes last.
 
-    A segment sum over the leading axis is vectorised over the samples. To turn the axes costs two
-    passes over memory, which on a CPU stay in its cache: there it is done block by block.
+    A segment sum over the leading axis is vectorised over the samples. Moving the axes costs two
+    passes over memory. On a CPU they are made block by block, so that they stay in its cache.
 
     Args:
-      passes: takes a list of arrays `[N_l, samples...]`, and what else it needs, the same for all
-        samples; returns arrays of that kind.
+      passes: takes a list of arrays `[N_l, samples...]`, and further arguments that are the same
+        for all samples; returns such arrays.
 
     Returns:
       The same function of arrays `[..., N_l]`, whose leading axes broadcast against each other.
@@ -27,9 +33,9 @@ def classes_first(passes: Callable) -> Callable:
 
     @jax.jit
     @wraps(passes)
-    def compiled(levels, *args):
-        def block(levels):
-            results = passes([jnp.moveaxis(p, -1, 0) for p in levels], *args)
+    def compiled(levels: Levels, *args: Args.args, **kwargs: Args.kwargs) -> tuple[jax.Array, ...]:
+        def block(levels: Levels) -> tuple[jax.Array, ...]:
+            results = passes([jnp.moveaxis(p, -1, 0) for p in levels], *args, **kwargs)
             return tuple(jnp.moveaxis(p, 0, -1) for p in results)
 
         lead = jnp.broadcast_shapes(*(p.shape[:-1] for p in levels))
@@ -43,7 +49,9 @@ def classes_first(passes: Callable) -> Callable:
     return compiled
 
 
-def _by_blocks(block: Callable, lead: tuple[int, ...], levels: list):
+def _by_blocks(
+    block: Callable[[Levels], tuple[jax.Array, ...]], lead: tuple[int, ...], levels: Levels
+) -> tuple[jax.Array, ...]:
     count = math.prod(lead)
     rows = [p.reshape(count, -1) for p in levels]
     size = _block_size(count)
@@ -57,9 +65,9 @@ def _by_blocks(block: Callable, lead: tuple[int, ...], levels: list):
 
 
 def _block_size(count: int) -> int:
-    """Return the greatest divisor of `count` up to BLOCK, or BLOCK where that is a small one.
+    """Return the greatest divisor of `count` up to BLOCK, or BLOCK if that divisor is small.
 
-    With a remainder, all results have to be copied once more.
+    A remainder costs one more copy of all results.
     """
     divisor = next(n for n in range(min(BLOCK, count), 0, -1) if count % n == 0)
     return divisor if divisor >= BLOCK // 4 else BLOCK

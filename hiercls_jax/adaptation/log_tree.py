@@ -1,8 +1,8 @@
 """Algorithm 1 for trees, from logits or log-probabilities: the passes of `tree` on logarithms.
 
-A probability of exp(-500) is 0 in float32, and with it every ratio inside its group. On logarithms
-sums become log-sum-exps and products sums; nothing underflows, so that siblings keep their ratios
-however small their masses.
+A probability of exp(-500) is 0 in float32, and the ratios inside its group are lost. On logarithms,
+sums become log-sum-exps and products become sums. Nothing underflows, so siblings keep their ratios
+however small their masses are.
 """
 
 import operator
@@ -11,30 +11,29 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from hiercls_jax.adaptation.layout import classes_first
-from hiercls_jax.adaptation.tree import (
-    Arithmetic,
-    check_levels,
-    checked,
-    column,
-    leaves,
-    others,
-)
+from hiercls_jax.adaptation.checks import check_levels
+from hiercls_jax.adaptation.layout import Levels, classes_first
+from hiercls_jax.adaptation.share import Ids, column, group_sizes
+from hiercls_jax.adaptation.tree import Arithmetic, leaves, others, prepare_tree
 from hiercls_jax.hierarchy import Hierarchy
 
 
 def adjust_tree_log(
-    log_probs: Sequence, hierarchy: Hierarchy, alpha, weights: Sequence[float] | None = None
+    log_probs: Sequence[ArrayLike],
+    hierarchy: Hierarchy,
+    alpha: ArrayLike,
+    weights: ArrayLike | None = None,
 ) -> tuple[jax.Array, ...]:
     """Adapt the log-probabilities of every level of a hierarchy to each other.
 
-    The logarithm of `adjust_tree`, right also where probabilities underflow, for every alpha of
-    its range. A class without mass is -inf; only a group that is all -inf counts as empty.
+    Returns the logarithm of `adjust_tree`, correct even if probabilities underflow, for every alpha
+    of its range. A class without mass is -inf; only a group that is all -inf counts as empty.
 
-    Differentiable, with finite gradients for every input: where a result is -inf they are 0; and
-    ∂/∂α, which is a ratio of probabilities and has no bound at the ends of the range, is cut off
-    at the square root of the dtype's largest number.
+    Differentiable, with finite gradients for every input. The gradient of a result of -inf is 0.
+    ∂/∂α, a ratio of probabilities without a bound at the ends of the range, is cut off at the
+    square root of the dtype's largest number.
 
     Args:
       log_probs: L arrays `[..., N_l]`, coarsest level first, all with the same leading axes;
@@ -57,16 +56,22 @@ def adjust_tree_log(
     >>> [[round(float(x), 1) for x in level] for level in adapted]
     [[-500.7, 0.0], [-501.0, -502.0, 0.0]]
     """
-    return _adjust(*checked(log_probs, hierarchy, alpha, weights))
+    return _adjust(*prepare_tree(log_probs, hierarchy, alpha, weights))
 
 
 @classes_first
-def _adjust(log_probs, parents, is_leaf, weights, beta):
+def _adjust(
+    log_probs: Levels,
+    parents: Sequence[Ids],
+    is_leaf: Sequence[np.ndarray],
+    weights: jax.Array | np.ndarray,
+    beta: jax.Array,
+) -> list[jax.Array]:
     exchanged = others(log_probs, parents, is_leaf, weights, LOGARITHMS)
     return [_log_mix(p, t, b) for p, t, b in zip(log_probs, exchanged, beta, strict=True)]
 
 
-def log_marginals(logits: Sequence, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
+def log_marginals(logits: Sequence[ArrayLike], hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
     """Return the log-probabilities of every level as marginals: the logarithm of `marginals`.
 
     Args:
@@ -78,17 +83,19 @@ def log_marginals(logits: Sequence, hierarchy: Hierarchy) -> tuple[jax.Array, ..
       L arrays of the shapes of `logits`: each level's log-softmax, plus the logarithm of the mass
       that the leaves above the level leave over.
     """
-    reached, scaled = 0.0, []
-    for x, leaf in zip(check_levels(logits, hierarchy), leaves(hierarchy), strict=True):
-        scaled.append(jax.nn.log_softmax(x) + reached)
+    reached: jax.Array | float = 0.0
+    scaled: list[jax.Array] = []
+    for level, leaf in zip(check_levels(logits, hierarchy), leaves(hierarchy), strict=True):
+        scaled.append(jax.nn.log_softmax(level) + reached)
         if leaf.any():
-            inner = jnp.moveaxis(scaled[-1][..., ~leaf], -1, 0)
+            x = jnp.moveaxis(scaled[-1], -1, 0)
+            inner = jnp.where(column(leaf, x), -jnp.inf, x)  # one shape, whatever the tree
             reached = jnp.moveaxis(log_group_sum(inner, np.zeros(len(inner), int), 1), 0, -1)
     return tuple(scaled)
 
 
-def log_group_sum(x, s, num_groups: int):
-    """Return log-sum-exps of groups; -inf, of slope 0, for a group that is empty or all -inf.
+def log_group_sum(x: jax.Array, s: Ids, num_groups: int) -> jax.Array:
+    """Return log-sum-exps of groups; -inf with gradient 0 for a group that is empty or all -inf.
 
     Args:
       x: `[F, ...]`, classes first, finite or -inf.
@@ -100,22 +107,22 @@ def log_group_sum(x, s, num_groups: int):
     return safe_log(jax.ops.segment_sum(jnp.exp(x - top[s]), s, num_groups)) + top
 
 
-def _log_add(x, y):
+def _log_add(x: jax.Array, y: jax.Array) -> jax.Array:
     top = jax.lax.stop_gradient(jnp.maximum(x, y))
     top = jnp.where(jnp.isneginf(top), 0, top)
     return safe_log(jnp.exp(x - top) + jnp.exp(y - top)) + top
 
 
-def safe_log(x):
-    """Return log(x), and -inf of slope 0 for x below the smallest normal number."""
+def safe_log(x: jax.Array) -> jax.Array:
+    """Return log(x), and -inf with gradient 0 for x below the smallest normal number."""
     kept = x >= jnp.finfo(x.dtype).tiny
     return jnp.where(kept, jnp.log(jnp.where(kept, x, 1)), -jnp.inf)
 
 
-def _log_share(x, s, num_groups):
+def _log_share(x: jax.Array, s: Ids, num_groups: int) -> jax.Array:
     whole = log_group_sum(x, s, num_groups)
     empty = jnp.isneginf(whole)
-    size = column(jax.ops.segment_sum(jnp.ones(len(s), x.dtype), s, num_groups), x)
+    size = group_sizes(s, num_groups, x)
     return jnp.where(empty[s], -jnp.log(size)[s], x - whole[s])
 
 
@@ -123,14 +130,17 @@ LOGARITHMS = Arithmetic(jnp.log, _log_add, operator.add, log_group_sum, _log_sha
 
 
 @jax.custom_jvp
-def _log_mix(x, y, beta):
+def _log_mix(x: jax.Array, y: jax.Array, beta: jax.Array) -> jax.Array:
     """Return log((1-β) exp(x) + β exp(y)) for β in [0, 1]."""
     return _log_add(x + safe_log(1 - beta), y + safe_log(beta))
 
 
 @_log_mix.defjvp
-def _log_mix_jvp(primals, tangents):
-    # Written plainly, a term of weight 0 (β = 0, β = 1) passes no derivative with respect to β on.
+def _log_mix_jvp(
+    primals: tuple[jax.Array, jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    # The derivative that JAX would form loses ∂/∂β of a term of weight 0 (β = 0, β = 1).
     x, y, beta = primals
     mixed = _log_mix(x, y, beta)
     whole = jnp.where(jnp.isneginf(mixed), jnp.inf, mixed)
@@ -140,4 +150,5 @@ def _log_mix_jvp(primals, tangents):
         jnp.exp(y + safe_log(beta) - whole),
         jnp.exp(jnp.minimum(y - whole, bound)) - jnp.exp(jnp.minimum(x - whole, bound)),
     )
-    return mixed, sum(slope * tangent for slope, tangent in zip(slopes, tangents, strict=True))
+    terms = [slope * tangent for slope, tangent in zip(slopes, tangents, strict=True)]
+    return mixed, terms[0] + terms[1] + terms[2]

@@ -1,1 +1,4 @@
-"""Images and labels, as uint8, from the embedded set, TFDS or an image folder."""
+"""Images and their labels: from CIFAR-100, the embedded data set, TFDS or an image folder.
+
+Images are uint8 until the training step standardises them. `sources` lists where they come from.
+"""

@@ -3,12 +3,12 @@
 import os
 
 from hiercls_jax.data.dataset import Request, Split
-from hiercls_jax.data.stream import OnPrimary
+from hiercls_jax.data.stream import Broadcast
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.hierarchy import cifar100 as hierarchy
 
 
-def load_splits(request: Request, hierarchy: Hierarchy, on_primary: OnPrimary) -> dict[str, Split]:
+def load_splits(request: Request, hierarchy: Hierarchy, broadcast: Broadcast) -> dict[str, Split]:
     """Return the splits of `load`; see `sources.SourceModule`."""
     return load(request.dir)
 

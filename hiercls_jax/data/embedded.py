@@ -18,7 +18,7 @@ import numpy as np
 
 from hiercls_jax.data.cache import cached
 from hiercls_jax.data.dataset import DataError, Request, Split
-from hiercls_jax.data.stream import OnPrimary
+from hiercls_jax.data.stream import Broadcast
 from hiercls_jax.hierarchy import Hierarchy
 
 SIZE = 32  # pixels
@@ -73,7 +73,7 @@ def super_hierarchy() -> Hierarchy:
     return Hierarchy(("super", *two.levels), (FAMILIES, *two.names), (families, *two.parents))
 
 
-def load_splits(request: Request, hierarchy: Hierarchy, on_primary: OnPrimary) -> dict[str, Split]:
+def load_splits(request: Request, hierarchy: Hierarchy, broadcast: Broadcast) -> dict[str, Split]:
     """Return `load()`, whatever the request; see `sources.SourceModule`."""
     return load()
 

@@ -21,7 +21,7 @@ from hiercls_jax.data.image_files import (
     read_files,
 )
 from hiercls_jax.data.stream import (
-    OnPrimary,
+    Broadcast,
     Stream,
     Survey,
     in_this_process,
@@ -37,12 +37,12 @@ _READER = 1
 
 
 def load_splits(
-    request: Request, hierarchy: Hierarchy, on_primary: OnPrimary
+    request: Request, hierarchy: Hierarchy, broadcast: Broadcast
 ) -> Mapping[str, Samples]:
     """Return the splits of `read` or `stream`; see `sources.SourceModule`."""
     root, image_size = request.dir or "", check_image_size(request.image_size)
     if request.streaming:
-        return stream(root, hierarchy, image_size, on_primary)
+        return stream(root, hierarchy, image_size, broadcast)
     return read(root, hierarchy, image_size)
 
 
@@ -87,7 +87,7 @@ def stream(
     root: str | os.PathLike,
     hierarchy: Hierarchy,
     image_size: int,
-    on_primary: OnPrimary = in_this_process,
+    broadcast: Broadcast = in_this_process,
 ) -> dict[str, Stream]:
     """Return the same splits as `read`, with images that are decoded on demand.
 
@@ -97,7 +97,7 @@ def stream(
 
     Args:
       root, hierarchy, image_size: as in `read`.
-      on_primary: as in `stream.load_surveys`.
+      broadcast: as in `stream.load_surveys`.
 
     Raises:
       DataError: as in `read`, and if the processes see different files.
@@ -117,7 +117,7 @@ def stream(
         split: [file for file, *_ in stats] for split, stats in listing.fingerprint["files"].items()
     }
     shared = [listing.fingerprint["classes"], names]
-    surveys = load_surveys("folder-survey", listing.fingerprint, shared, build, on_primary)
+    surveys = load_surveys("folder-survey", listing.fingerprint, shared, build, broadcast)
     return {
         name: Stream(
             decoder,

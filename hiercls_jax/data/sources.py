@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from hiercls_jax.data.dataset import DataError, Request, Samples
-from hiercls_jax.data.stream import OnPrimary
+from hiercls_jax.data.stream import Broadcast
 from hiercls_jax.hierarchy import Hierarchy
 
 
@@ -21,14 +21,14 @@ class SourceModule(Protocol):
         """Return the data set's own hierarchy; only if `Source.needs` has no `hierarchy`."""
 
     def load_splits(
-        self, request: Request, hierarchy: Hierarchy, on_primary: OnPrimary
+        self, request: Request, hierarchy: Hierarchy, broadcast: Broadcast
     ) -> Mapping[str, Samples]:
         """Return the splits 'train' and 'test', labelled with the hierarchy's last level.
 
         Args:
           request: a checked request.
           hierarchy: the classes: those of the file that the request names, or the set's own.
-          on_primary: calls its argument in one of several processes, and returns the result in all.
+          broadcast: calls its argument in one of several processes, and returns the result in all.
 
         Raises:
           DataError: for images or labels that cannot be used.
@@ -123,10 +123,10 @@ def own_hierarchy(dataset: str) -> Hierarchy | None:
 
 
 def load_splits(
-    request: Request, hierarchy: Hierarchy, on_primary: OnPrimary
+    request: Request, hierarchy: Hierarchy, broadcast: Broadcast
 ) -> Mapping[str, Samples]:
     """Return the splits 'train' and 'test' of a checked request, as `SourceModule` describes."""
-    return _module(find(request.dataset)).load_splits(request, hierarchy, on_primary)
+    return _module(find(request.dataset)).load_splits(request, hierarchy, broadcast)
 
 
 def _module(source: Source) -> SourceModule:

@@ -25,7 +25,7 @@ THREADS = min(32, (os.cpu_count() or 1) + 4)
 _CHUNK = 16  # images that a thread surveys at a time
 
 Decode = Callable[[np.ndarray], np.ndarray]
-OnPrimary = Callable[[Callable[[], bytes]], bytes]
+Broadcast = Callable[[Callable[[], bytes]], bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def load_surveys(
     fingerprint: dict[str, Any],
     shared: list,
     build: Callable[[], dict[str, Survey]],
-    on_primary: OnPrimary,
+    broadcast: Broadcast,
 ) -> dict[str, Survey]:
     """Return the surveys of a source's splits, from the cache or from `build()`.
 
@@ -101,7 +101,7 @@ def load_surveys(
       shared: the JSON values of the fingerprint that must agree in all processes. Times of files
         need not.
       build: surveys all images of each split.
-      on_primary: calls its argument on the primary process and returns the result on all.
+      broadcast: calls its argument on the primary process and returns the result on all.
 
     Raises:
       DataError: in a process whose `shared` differs from the primary's.
@@ -116,7 +116,7 @@ def load_surveys(
         np.savez(file, **arrays)
         return digest + file.getvalue()
 
-    content = on_primary(packed)
+    content = broadcast(packed)
     if not content.startswith(digest):
         raise DataError(
             "this process finds other images than the first one; all processes need the same data"
@@ -153,7 +153,7 @@ def survey_images(
 
 
 def in_this_process(compute: Callable[[], bytes]) -> bytes:
-    """Return `compute()`: the `on_primary` of a process that runs alone."""
+    """Return `compute()`: the `broadcast` of a process that runs alone."""
     return compute()
 
 

@@ -21,7 +21,7 @@ from hiercls_jax.data.image_files import (
     strict_pillow,
 )
 from hiercls_jax.data.stream import (
-    OnPrimary,
+    Broadcast,
     Stream,
     Survey,
     in_this_process,
@@ -38,11 +38,11 @@ _READER = 1
 
 
 def load_splits(
-    request: Request, hierarchy: Hierarchy, on_primary: OnPrimary
+    request: Request, hierarchy: Hierarchy, broadcast: Broadcast
 ) -> Mapping[str, Samples]:
     """Return the splits of `read` or `stream`; see `sources.SourceModule`."""
     what = (request.name, request.dir, request.label_key, hierarchy, request.image_size)
-    return stream(*what, on_primary) if request.streaming else read(*what)
+    return stream(*what, broadcast) if request.streaming else read(*what)
 
 
 def read(
@@ -98,7 +98,7 @@ def stream(
     label_key: str,
     hierarchy: Hierarchy,
     image_size: int | None = None,
-    on_primary: OnPrimary = in_this_process,
+    broadcast: Broadcast = in_this_process,
 ) -> dict[str, Stream]:
     """Return the same splits as `read`, with images that are decoded on demand.
 
@@ -106,7 +106,7 @@ def stream(
 
     Args:
       name, data_dir, label_key, hierarchy, image_size: as in `read`.
-      on_primary: as in `stream.load_surveys`.
+      broadcast: as in `stream.load_surveys`.
 
     Raises:
       DataError: as in `read`, and if the processes see different data sets.
@@ -135,7 +135,7 @@ def stream(
 
     shared = [value for key, value in prepared.fingerprint.items() if key != "files"]
     surveys = load_surveys(
-        f"{_cache_name(name)}-survey", prepared.fingerprint, shared, build, on_primary
+        f"{_cache_name(name)}-survey", prepared.fingerprint, shared, build, broadcast
     )
     return {
         target: Stream(records, np.arange(len(records)), surveys[target], (height, width, 3))

@@ -13,7 +13,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hiercls_jax import experiment
-from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.data.dataset import Dataset, Samples
 from hiercls_jax.errors import UserError, preview
 from hiercls_jax.evaluation import predictions
@@ -94,7 +93,7 @@ def run(
     if not parallel.is_primary():
         return
     predictions.save(workdir / "predictions.npz", splits)
-    rule = RULES[config.adapt.rule]
+    rule = config.adapt.rule
     results, evaluation = _timed(lambda: evaluate(splits, data.hierarchy, rule))
     _, adaptation = _timed(  # again, as the first time compiles
         lambda: adapted(splits["test"], data.hierarchy, results["alpha"], rule)
@@ -212,7 +211,6 @@ def _record(
             **seconds,
         },
         "environment": environment(),
-        "rule": config.adapt.rule,  # of all that follows
     }
 
 

@@ -1,4 +1,4 @@
-"""Class hierarchies: the tree, its cuts, and where trees come from."""
+"""Class hierarchies: the tree, its cuts, its files and other sources."""
 
 from hiercls_jax.hierarchy.checks import (
     HierarchyError,

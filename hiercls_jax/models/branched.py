@@ -9,10 +9,11 @@
     stage3  stage3       stage3  stage3       stage3  stage3       stage3
     coarse  fine         coarse  fine         coarse  fine         coarse, fine
 
-The separate networks of Figure 2c are this network with one head each. The stem belongs to stage 1
-and the final normalisation to the last stage: merge-3 shares all but the classifiers.
-The paper says that a max-pooling follows every stage; neither of the networks it cites has one
-(they stride, or average-pool in a transition), and the cited networks are what is built here.
+The separate networks of Figure 2c are this network with one head each; `variants.py` names all
+five. The stem belongs to stage 1 and the final normalisation to the last stage, so that merge-3
+shares everything but the classifiers. The paper says that a max-pooling follows every stage. The
+networks that it cites have none (they stride, or average-pool in a transition); they are built here
+as published.
 """
 
 from functools import partial
@@ -26,10 +27,10 @@ from hiercls_jax.models.layers import Classifier
 
 
 class Family(Protocol):
-    """What a network family is to a merged network: named modules, applied one after another.
+    """A network family: named modules that are applied one after another.
 
-    `pieces(axis_name)` returns a stem, S stages and a final normalisation; each is a named Flax
-    module called as `piece(x, train)`.
+    `pieces(axis_name)` returns a stem, S stages and a final normalisation. Each is a named Flax
+    module that is called as `piece(x, train)`.
     """
 
     def pieces(self, axis_name: str | None) -> tuple[nn.Module, ...]: ...
@@ -41,9 +42,9 @@ class Branched(nn.Module):
     Parameter paths: `shared/stage1/block0/conv1/kernel`, `fine/stage2/…`, `fine/classifier/bias`.
 
     Args:
-      family: the stages.
-      heads: (level name, number of classes) of each level to predict; any number of levels, none
-        of them called `shared`.
+      family: gives the stem, the S stages and the final normalisation.
+      heads: (name, number of classes) of each level to predict, any number of levels. No level may
+        be called `shared`.
       merge: how many stages the levels share, 0 to S.
       axis_name: mapped axis over which batch statistics are averaged, or None.
     """
@@ -54,7 +55,7 @@ class Branched(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
         """Return logits `[N, classes]` by level name for standardised images `[N, H, W, 3]`."""
         if "shared" in dict(self.heads):
             raise UserError("a level cannot be called 'shared', the name of the shared stages")
@@ -64,7 +65,7 @@ class Branched(nn.Module):
 
 
 class Segment(nn.Module):
-    """The shared pieces of a family; or, where `classes` is set, the others and a classifier."""
+    """The shared pieces of a family or, if `classes` is set, the other pieces and a classifier."""
 
     family: Family
     merge: int
@@ -72,7 +73,7 @@ class Segment(nn.Module):
     classes: int | None = None
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         pieces = self.family.pieces(self.axis_name)
         cut = shared_pieces(len(pieces), self.merge)
         for piece in pieces[:cut] if self.classes is None else pieces[cut:]:
@@ -81,7 +82,7 @@ class Segment(nn.Module):
 
 
 def shared_pieces(count: int, merge: int) -> int:
-    """Return how many of `count` pieces are shared: none, the stem and `merge` stages, or all."""
+    """Return how many of `count` pieces are shared: none, stem and `merge` stages, or all."""
     stages = count - 2
     if not 0 <= merge <= stages:
         raise UserError(f"merge is the number of shared stages, 0 to {stages}, not {merge}")

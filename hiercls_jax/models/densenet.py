@@ -8,29 +8,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hiercls_jax.models.layers import (
-    BatchNormRelu,
-    Conv,
-    average_pool,
-    moments_within,
-    sum_gradient_once,
-)
+from hiercls_jax.models.cpu_gradients import average_pool, sum_gradient_once
+from hiercls_jax.models.layers import BatchNormRelu, Conv, Moments, moments_within
 from hiercls_jax.models.resnet import STAGES, Stem, check_scale
 
-BOTTLENECK = 4  # channels of a layer's inner activation over the growth rate
+BOTTLENECK = 4  # ratio of a layer's inner channels to the growth rate
 
 
 class Layer(nn.Module):
-    """1x1 and 3x3 convolution, each after a BatchNormRelu; the new channels join the old ones.
+    """1x1 and 3x3 convolutions, each after a BatchNormRelu; appends `growth` channels to its input.
 
-    So do their moments: every later layer normalises the same channels, by the same moments.
+    It appends their moments, too: every later layer normalises the same channels by the same
+    moments.
     """
 
     growth: int
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x, train, moments):
+    def __call__(
+        self, x: jax.Array, train: bool, moments: Moments | None
+    ) -> tuple[jax.Array, Moments | None]:
         y = BatchNormRelu(self.axis_name, lazy=True, name="norm1")(x, train, moments)
         y = Conv(BOTTLENECK * self.growth, 1, name="conv1")(y)
         y = BatchNormRelu(self.axis_name, lazy=True, name="norm2")(y, train)
@@ -40,7 +38,7 @@ class Layer(nn.Module):
         return _join(x, y), moments
 
 
-def _join(old, new):
+def _join(old: jax.Array, new: jax.Array) -> jax.Array:
     return jnp.concatenate([old, new], axis=-1)
 
 
@@ -53,7 +51,7 @@ class Stage(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         moments = moments_within(self, x) if train else None
         for i in range(self.layers):
             layer = Layer(self.growth, self.axis_name, name=f"layer{i}")
@@ -100,7 +98,7 @@ class DenseNet:
     width: float = 1.0
     stem_stride: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"a DenseNet-BC has depth 6n + 4 (10, 16, …), not {self.depth}")
         if not 0 < self.compression <= 1:

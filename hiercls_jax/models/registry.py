@@ -2,36 +2,46 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from hiercls_jax.errors import UserError
 from hiercls_jax.models.branched import Family
 from hiercls_jax.models.densenet import DenseNet
 from hiercls_jax.models.resnet import ResNet
 
-_FAMILIES: dict[str, Callable[..., Family]] = {"resnet": ResNet, "densenet": DenseNet}
+FamilyClass = type[Any]  # a dataclass that is a `Family`, made from a depth and options
+
+_FAMILIES: dict[str, FamilyClass] = {"resnet": ResNet, "densenet": DenseNet}
 
 
 class ArchError(UserError):
-    """An architecture that does not exist, or options that it does not take."""
+    """The architecture does not exist, or does not have the option."""
 
 
-def register(name: str, family: Callable[..., Family]) -> None:
+def register(name: str, family: FamilyClass) -> None:
     """Make `<name><depth>` an architecture.
 
     Args:
       name: lower-case letters.
-      family: a frozen dataclass whose first field is the depth, whose other fields are options
-        with defaults, and which has the `pieces` of `branched.Family`. It may have a `RECIPE`,
-        as `ResNet` and `DenseNet` have.
+      family: a frozen dataclass with the `pieces` of `branched.Family`. Its first field is the
+        depth; its other fields are options and have defaults. It may have a training `RECIPE`, as
+        `ResNet` and `DenseNet` have.
+
+    Raises:
+      ArchError: if the name is not lower-case letters.
     """
     if not re.fullmatch("[a-z]+", name):
         raise ArchError(f"a family's name is lower-case letters, not '{name}'")
     _FAMILIES[name] = family
 
 
-def options(arch: str) -> dict:
-    """Return the options of an architecture with their defaults, `{'width': 1.0, …}`."""
+def options(arch: str) -> dict[str, Any]:
+    """Return the options of an architecture with their defaults.
+
+    >>> options("resnet164")
+    {'width': 1.0, 'stem_stride': 1}
+    """
     family, _ = _parse(arch)
     return {field.name: field.default for field in dataclasses.fields(family)[1:]}
 
@@ -42,11 +52,16 @@ def recipe(arch: str) -> Mapping[str, object]:
     A family without a `RECIPE` is trained with that of ResNet.
     """
     family, _ = _parse(arch)
-    return getattr(family, "RECIPE", ResNet.RECIPE)
+    own: Mapping[str, object] = getattr(family, "RECIPE", ResNet.RECIPE)
+    return own
 
 
-def build(arch: str, **chosen) -> Family:
-    """Return the family instance called `arch`, such as `resnet164`, with the given options."""
+def build(arch: str, **chosen: Any) -> Family:
+    """Return the family called `arch`, such as `resnet164`, with the given options.
+
+    Raises:
+      ArchError: if the family, the depth or an option does not exist or is out of range.
+    """
     family, depth = _parse(arch)
     unknown = sorted(set(chosen) - set(options(arch)))
     if unknown:
@@ -54,12 +69,13 @@ def build(arch: str, **chosen) -> Family:
             f"{arch} has no option '{unknown[0]}'; it has {', '.join(options(arch)) or 'none'}"
         )
     try:
-        return family(depth, **chosen)
+        built: Family = family(depth, **chosen)
+        return built
     except ValueError as error:
         raise ArchError(f"{arch}: {error}") from error
 
 
-def _parse(arch: str) -> tuple[Callable[..., Family], int]:
+def _parse(arch: str) -> tuple[FamilyClass, int]:
     match = re.fullmatch(r"([a-z]+)(\d{1,4})", arch)
     if not match or match[1] not in _FAMILIES:
         raise ArchError(

@@ -5,53 +5,56 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
+import jax
 
 from hiercls_jax.models.layers import BatchNormRelu, Conv
 
 STAGES = 3
-EXPANSION = 4  # a block's output channels over its inner ones
+EXPANSION = 4  # ratio of a block's output channels to its inner ones
 
 
 class Block(nn.Module):
-    """1x1, 3x3, 1x1 convolutions, each after a BatchNormRelu; a shortcut convolution only where the
-    width changes, fed with the first activation as in the original implementation."""
+    """1x1, 3x3 and 1x1 convolutions, each after a BatchNormRelu, added to the input.
+
+    The input passes a shortcut convolution only if the width changes; it then reads the first
+    activation, as in the original implementation.
+    """
 
     features: int  # inner channels
     stride: int
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x, train):
-        norm1, norm2, norm3 = (
-            BatchNormRelu(self.axis_name, lazy=True, name=f"norm{i}") for i in (1, 2, 3)
-        )
-        y = norm1(x, train)
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         width = self.features * EXPANSION
-        if x.shape[-1] != width:
-            y = y.images()
+        widens = x.shape[-1] != width  # then two convolutions read the first activation
+        y = BatchNormRelu(self.axis_name, lazy=not widens, name="norm1")(x, train)
+        if widens:
             x = Conv(width, 1, self.stride, name="shortcut")(y)
         y = Conv(self.features, 1, self.stride, name="conv1")(y)
-        y = Conv(self.features, 3, name="conv2")(norm2(y, train))
-        y = Conv(width, 1, name="conv3")(norm3(y, train))
+        y = BatchNormRelu(self.axis_name, lazy=True, name="norm2")(y, train)
+        y = Conv(self.features, 3, name="conv2")(y)
+        y = BatchNormRelu(self.axis_name, lazy=True, name="norm3")(y, train)
+        y = Conv(width, 1, name="conv3")(y)
         return x + y
 
 
 class Stem(nn.Module):
-    """The first convolution."""
+    """The first convolution, 3x3."""
 
     features: int
     stride: int
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         return Conv(self.features, 3, self.stride, name="conv")(x)
 
 
 class Stage(nn.Module):
-    """`blocks` blocks at one resolution; the first one reaches it by its stride.
+    """`blocks` blocks at one resolution, which the first block reaches by its stride.
 
-    The others are alike, so that they are one loop and compiled once; their parameters are one
-    module's, `blocks`, with an axis over blocks in front.
+    The other blocks are alike: they are one loop, so that they are compiled once. Their parameters
+    belong to one module, `blocks`, and have a first axis over blocks.
     """
 
     blocks: int
@@ -60,7 +63,7 @@ class Stage(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = Block(self.features, self.stride, self.axis_name, name="block0")(x, train)
         if self.blocks == 1:
             return x
@@ -105,7 +108,7 @@ class ResNet:
     width: float = 1.0
     stem_stride: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.depth < 11 or (self.depth - 2) % 9:
             raise ValueError(f"a bottleneck ResNet has depth 9n + 2 (11, 20, …), not {self.depth}")
         check_scale(self.width, self.stem_stride)
@@ -125,7 +128,7 @@ class ResNet:
 
 
 def check_scale(width: float, stem_stride: int) -> None:
-    """Raise a ValueError for a width or a stem stride that no network can have."""
+    """Raise a ValueError if no network can have this width or this stride of its stem."""
     if not 0 < width <= 1000:
         raise ValueError(f"width is a positive multiplier, not {width}; at most 1000")
     if not 1 <= stem_stride <= 1000:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from hiercls_jax.adaptation.tree import SUM_TOLERANCE
+from hiercls_jax.adaptation.checks import SUM_TOLERANCE
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.tables import Table, TableError
 

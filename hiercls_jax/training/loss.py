@@ -1,15 +1,20 @@
-"""The summed cross-entropy over levels (Figure 2d-2g) and its metrics as sums and counts."""
+"""The cross-entropy, summed over levels (Figure 2d-2g), and the count of errors."""
 
+from collections.abc import Mapping
+
+import jax
 import jax.numpy as jnp
 import optax
 
 
-def level_losses(logits: dict, labels: dict) -> dict:
+def level_losses(
+    logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
     """Return the mean cross-entropy of each level, a float32 scalar by level name.
 
     Args:
       logits: float `[N, classes]` by level name.
-      labels: int32 `[N]` by level name.
+      labels: int32 `[N]` by level name, each from 0 to classes - 1.
     """
     return {
         level: jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(z, labels[level]))
@@ -17,11 +22,24 @@ def level_losses(logits: dict, labels: dict) -> dict:
     }
 
 
-def summed_loss(losses: dict, weights: dict):
-    """Return Σ over levels of weight times loss; the paper's weights are all 1."""
-    return sum(weights[level] * loss for level, loss in losses.items())
+def summed_loss(
+    losses: Mapping[str, jax.Array], weights: Mapping[str, jax.typing.ArrayLike]
+) -> jax.Array:
+    """Return Σ over levels of weight times loss, a scalar; the paper's weights are all 1.
+
+    >>> summed_loss({"coarse": jnp.float32(2), "fine": jnp.float32(3)}, {"coarse": 1, "fine": 0.5})
+    Array(3.5, dtype=float32)
+    """
+    return jnp.asarray(sum(weights[level] * loss for level, loss in losses.items()))
 
 
-def error_counts(logits: dict, labels: dict) -> dict:
-    """Return the number of wrong top-1 predictions of each level, an int32 scalar by name."""
+def error_counts(
+    logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Return the number of wrong top-1 predictions of each level, an int32 scalar by level name.
+
+    Args:
+      logits: float `[N, classes]` by level name.
+      labels: int32 `[N]` by level name, each from 0 to classes - 1.
+    """
     return {level: jnp.sum(jnp.argmax(z, axis=-1) != labels[level]) for level, z in logits.items()}

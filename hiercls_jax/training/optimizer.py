@@ -1,18 +1,40 @@
-"""SGD with momentum, L2 in the gradient, and the learning-rate schedules of both papers."""
+"""SGD with momentum, L2 in the gradient, and the learning-rate schedules of the recipes."""
+
+from typing import Protocol
 
 import optax
 
 
-def make_schedule(config, steps: int) -> optax.Schedule:
-    """Return the learning rate by step, its shape given in fractions of the whole run.
+class OptimizerConfig(Protocol):
+    """The `optimizer` part of an experiment's config.
+
+    `decay_at`, `decay_factor` and the warm-up are read if the schedule is `step`; `peak_at` is
+    read if it is `onecycle`. Fields that are not read may be missing.
+    """
+
+    schedule: str  # `step` or `onecycle`
+    learning_rate: float  # after the warm-up; at the peak of a cycle
+    decay_at: tuple[float, ...]  # fractions of the run
+    decay_factor: float
+    warmup_steps: int
+    warmup_learning_rate: float
+    peak_at: float  # fraction of the run
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Return the learning rate as a function of the step.
+
+    Schedule `step` (He et al., 2016; Huang et al., 2017) is `learning_rate`, multiplied by
+    `decay_factor` at each fraction of the run in `decay_at`; the first `warmup_steps` have
+    `warmup_learning_rate` instead. Schedule `onecycle` (Smith and Topin, 2019) rises to
+    `learning_rate` until the fraction `peak_at` of the run and then falls to nearly 0.
 
     Args:
-      config: the `optimizer` part of an experiment's config. Schedule `step` holds
-        `learning_rate`, lower by `decay_factor` from each fraction in `decay_at` on, and
-        `warmup_learning_rate` for the first `warmup_steps` (He et al. 2016, Huang et al. 2017);
-        schedule `onecycle` rises to `learning_rate` until the fraction `peak_at` and falls to
-        nearly 0 (Smith and Topin, 2019).
-      steps: steps of the whole run.
+      config: the schedule and its fields.
+      steps: steps of the whole run, at least 1.
     """
     if config.schedule == "onecycle":
         return optax.cosine_onecycle_schedule(steps, config.learning_rate, config.peak_at)
@@ -21,13 +43,20 @@ def make_schedule(config, steps: int) -> optax.Schedule:
     if not config.warmup_steps:
         return schedule
     warmup = optax.constant_schedule(config.warmup_learning_rate)
-    # join_schedules restarts the count at the boundary; the decay counts from the first step.
+    # join_schedules counts from 0 again after the warm-up; the decay counts from the first step.
     after = config.warmup_steps
     return optax.join_schedules([warmup, lambda step: schedule(step + after)], [after])
 
 
-def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-    """Return SGD; weight decay is L2 in the gradient, on all parameters as in the originals."""
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Return SGD with momentum, or with Nesterov's momentum.
+
+    Weight decay is L2 in the gradient of all parameters, as in the original implementations.
+
+    Args:
+      config: its rates, and its schedule as for `make_schedule`.
+      steps: steps of the whole run, at least 1.
+    """
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.trace(config.momentum, config.nesterov),

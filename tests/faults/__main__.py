@@ -1,13 +1,13 @@
-"""Break trainings, feed readers, and write down what came of it.
+"""Break trainings, feed readers, and record the outcomes.
 
     python -m tests.faults --tries=8 --inputs=1000 --out=results/faults.md
 
-Every try is noted in `--work` as soon as it is made, and is not made again: the same command goes
-on where it was stopped. One try again, by its fault (or how its name begins) and its seed:
+Every try is recorded in `--work` at once and not repeated: the same command goes on where it was
+stopped. To repeat one try, give its fault (or the beginning of its name) and its seed:
 
     python -m tests.faults --fault="SIGKILL while" --seed=3
 
-Tries with a full disk mount a small one; where that is not allowed they are left out.
+Tries with a full disk mount a small disk; if that is not allowed, they are left out.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from hiercls_jax.files import atomic_write
 from hiercls_jax.runtime.environment import commit
 from tests.faults import MEMORY, faults, training
 
@@ -28,7 +29,7 @@ OUTCOMES = ("survived", "clear error", "lost")
 
 def main() -> int:
     options = _parse()
-    # A shell starts what is to run in the background deaf to SIGINT, and runs would inherit that.
+    # A shell lets its background jobs ignore SIGINT, and runs would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ def main() -> int:
         print(f"{outcome}: {why}")
         return outcome == "lost"
     if options.inputs:
-        # In a process of its own: this one has to be forked, and so may not use what they use.
+        # In a process of its own, because this one is forked later and must not use devices.
         print(training.apart(_feed, options.inputs, work))
     _break(options.tries, work, lambda: _write_record(options, work))
     tries, fed = _lines(work / "tries.jsonl"), _lines(work / "inputs.jsonl")
@@ -54,7 +55,7 @@ def _parse() -> argparse.Namespace:
     add("--tries", type=int, default=8, help="of each fault")
     add("--inputs", type=int, default=1000, help="for each reader, beside its bombs")
     add("--out", type=Path, help="the record to write, in Markdown")
-    add("--work", type=Path, default=Path("runs/faults"), help="a folder for what is in the works")
+    add("--work", type=Path, default=Path("runs/faults"), help="a folder for unfinished work")
     add("--fault", help="make one try of this fault alone")
     add("--seed", type=int, default=0, help="of that try")
     return parser.parse_args()
@@ -70,7 +71,7 @@ def _add(path: Path, line: dict) -> None:
 
 
 def _prepared(work: Path) -> dict[int, float]:
-    """The undisturbed runs, made where they are not there yet."""
+    """The seconds of the undisturbed runs, which are made if they are missing."""
     path = work / "prepared.json"
     if not path.exists():
         path.write_text(json.dumps(faults.prepare(work)))
@@ -78,20 +79,20 @@ def _prepared(work: Path) -> dict[int, float]:
 
 
 def _feed(count: int, work: Path) -> None:
-    from tests.faults import inputs
+    from tests.faults import feed, inputs
 
     done = {line["reader"] for line in _lines(work / "inputs.jsonl")}
     for reader in inputs.READERS:
         if reader.name not in done:
             began = time.monotonic()
-            found = inputs.tally(reader, count, work / "inputs")
+            found = feed.tally(reader, count, work / "inputs")
             seconds = round(time.monotonic() - began)
             line = {**vars(found), "inputs": found.inputs, "seconds": seconds, "commit": commit()}
             _add(work / "inputs.jsonl", line)
 
 
 def _break(count: int, work: Path, record: Callable[[], None]) -> None:
-    """Make the tries that are missing, one of each fault after the other."""
+    """Make the missing tries, one of each fault after the other."""
     path = work / "tries.jsonl"
     record()
     (work / "mount").mkdir(exist_ok=True)
@@ -103,7 +104,7 @@ def _break(count: int, work: Path, record: Callable[[], None]) -> None:
             made = [line for line in _lines(path) if line["fault"] == fault.name]
             while sum(line["outcome"] != "missed" for line in made) <= number:
                 began = time.monotonic()
-                # A moment that came too late makes place for that of another seed.
+                # If the moment came too late, try another seed.
                 outcome, why = faults.attempt(fault, len(made), work, _prepared(work))
                 line = {"fault": fault.name, "seed": len(made), "outcome": outcome, "why": why,
                         "seconds": round(time.monotonic() - began), "commit": commit()}  # fmt: skip
@@ -117,9 +118,8 @@ def _write_record(options: argparse.Namespace, work: Path) -> None:
     if options.out is None:
         return
     tries, fed = _lines(work / "tries.jsonl"), _lines(work / "inputs.jsonl")
-    temporary = options.out.with_name(f".{options.out.name}.tmp")
-    temporary.write_text(_record(tries, fed, options))
-    temporary.replace(options.out)
+    with atomic_write(options.out) as temporary:
+        temporary.write_text(_record(tries, fed, options))
 
 
 def _record(tries: list[dict], fed: list[dict], options: argparse.Namespace) -> str:

@@ -1,7 +1,7 @@
-"""The table of faults: how each is inflicted on a training, and what must hold of it.
+"""The table of faults: how each is inflicted on a training, and what must hold afterwards.
 
-A number decides where: the moment, the file, the bit. What the number is of differs: steps, system
-events and bytes come again with it, moments on the clock only about.
+A seed decides where: the moment, the file, the bit. The same seed gives the same step, system event
+or byte again, but only about the same moment on the clock.
 """
 
 import dataclasses
@@ -20,30 +20,30 @@ import numpy as np
 from tests.faults import inside, training
 from tests.faults.training import Running
 
-NOTICED = 10  # seconds within which a process ends when another one was killed
+NOTICED = 10  # seconds within which a process must end after another one was killed
 
 
 class Missed(Exception):
-    """The training had ended before the fault came: no try."""
+    """The training ended before the fault came, so this is no try."""
 
 
 @dataclasses.dataclass
 class Scene:
-    """Where a try takes place: its folder, what others it is compared with, its random numbers."""
+    """One try: its folder, the runs that it is compared with, its random numbers."""
 
-    workdir: Path  # of the command that is broken
+    workdir: Path  # of the command that gets the fault
     images: Path
     stopped: Path  # the workdir of a run that was stopped half-way
     seconds: float  # of the processor, from the opened workdir to the end of an undisturbed run
     rng: np.random.Generator
     processes: int
-    unharmed: Callable[[], bool] = lambda: True  # whether what was there before is there
+    unharmed: Callable[[], bool] = lambda: True  # whether all files from before are still there
 
     def start(self, fault: Callable = lambda: None) -> Running:
         return training.start(self.images, self.workdir, fault, self.processes)
 
     def start_until(self, reached: Callable[[Running], bool]) -> Running:
-        """Start one, and wait until it has reached something."""
+        """Start a training, and wait until `reached` returns."""
         running = self.start()
         if not reached(running):
             raise Missed
@@ -60,7 +60,7 @@ def signalled(signum: int) -> Callable[[Scene], Ended]:
         running = scene.start_until(Running.opens_workdir)
         moment = running.cpu_seconds() + scene.rng.random() * scene.seconds
         running.waits_for(lambda: running.cpu_seconds() >= moment)
-        if running.ended() or (running.workdir / "results.json").exists():  # the last that it does
+        if running.ended() or (running.workdir / "results.json").exists():  # written last
             raise Missed
         os.kill(running.pids[0], signum)
         return running.finish()
@@ -69,8 +69,8 @@ def signalled(signum: int) -> Callable[[Scene], Ended]:
 
 
 def killed_while_saving(scene: Scene) -> Ended:
-    """An undisturbed training touches its checkpoints 189 times; SIGKILL before one of these."""
-    number = int(scene.rng.integers(1, 190))
+    """SIGKILL before one of the about 250 times that a training touches its checkpoints."""
+    number = int(scene.rng.integers(1, 250))
     status, out = scene.start(lambda: inside.kill_at_event(number)).finish()
     if status == 0:
         raise Missed
@@ -89,7 +89,7 @@ def one_of_two_killed(scene: Scene) -> Ended:
 
 
 def file_size_limited(scene: Scene) -> Ended:
-    """No file may outgrow a limit from a step on: what a quota does."""
+    """From a step on, no file may outgrow a limit, as under a quota."""
     running = scene.start_until(lambda run: run.saves(int(scene.rng.integers(1, 14))))
     limit = int(scene.rng.integers(0, 20_000))
     resource.prlimit(running.pids[0], resource.RLIMIT_FSIZE, (limit, limit))
@@ -170,7 +170,7 @@ def all_damaged(scene: Scene) -> Ended:
 
 
 def metrics_cut(scene: Scene) -> Ended:
-    """The last line of the metrics ends anywhere, as in a power cut that a disk tells lies of."""
+    """The last line of the metrics is cut anywhere, as by a power cut if the disk does not sync."""
     path = scene.workdir / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     lines[-1] = lines[-1][: scene.rng.integers(1, len(lines[-1]))]
@@ -200,16 +200,15 @@ class Fault:
 
     Args:
       name: what the record calls it.
-      inflict: does it, and returns how the command ended that it was done to.
-      statuses: with which that may end; 1 is an error that one line explains.
-      says: a pattern in what it prints, where its status is 1, or where that is 0 and the command
-        had to notice.
-      processes: that train together.
-      stopped: it happens to a run that was stopped half-way, between two commands.
-      resumes: the same command again ends as if nothing had been; else the error stays, and what
-        was there too.
-      cut: lines of the metrics that are lost by the fault itself.
-      mounts: it mounts a disk.
+      inflict: inflicts the fault, and returns how the command ended that got it.
+      statuses: allowed exit statuses; 1 is an error that one line explains.
+      says: a pattern that the output must match if the status is 0 or 1.
+      processes: how many train together.
+      stopped: whether it happens to a run that was stopped half-way, between two commands.
+      resumes: whether the same command again ends as if there had been no fault; otherwise the
+        error stays, and so do all files.
+      cut: lines of the metrics that the fault itself removes.
+      mounts: whether it mounts a disk.
     """
 
     name: str
@@ -331,7 +330,7 @@ def _last_line(out: str) -> str:
 
 
 def _complaint(fault: Fault, scene: Scene, status: int | None, out: str) -> str | None:
-    """What of the end of a command is not as it must be, or None."""
+    """What is wrong with the end of a command, or None."""
     if status is None:
         return "it hung"
     if status not in fault.statuses:

@@ -1,32 +1,20 @@
-"""The table of readers: what each is fed, and how what it does with it is counted.
-
-An input is either accepted or refused by a UserError, whatever it is; nothing outside the folder
-that it lies in is written to, nothing is unpickled, and memory stays under a bound.
-"""
+"""The table of readers, with the inputs that each is fed: damaged, odd and senseless ones."""
 
 import collections
 import contextlib
-import dataclasses
 import gzip
 import hashlib
 import io
 import json
 import os
-import resource
-import shutil
 import sys
 import tarfile
-import tempfile
 import unittest.mock
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import hypothesis
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +24,7 @@ from PIL import Image
 from hiercls_jax import Hierarchy, experiment
 from hiercls_jax.commands import train
 from hiercls_jax.data import cifar100_prepare, folder, stream
-from hiercls_jax.errors import UserError, one_line
+from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import predictions
 from hiercls_jax.experiment import run
 from hiercls_jax.hierarchy import cifar100 as cifar100_hierarchy
@@ -45,29 +33,11 @@ from hiercls_jax.models.variants import VARIANTS
 from hiercls_jax.tables import open_table, read_labels
 from hiercls_jax.tables.levels import LevelTables
 from hiercls_jax.training.optimizer import make_optimizer, make_schedule
-from tests.faults import MEMORY
+from tests.faults.feed import Reader
 
 ROOT = Path(__file__).parents[2]
-GUARD = 4 * MEMORY  # of address space, for the sake of the machine; some libraries reserve much
 TREE = Hierarchy(("coarse", "fine"), (("a", "b"), ("c", "d", "e")), ((0, 0, 1),))
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """A line of the table.
-
-    Args:
-      name: what the record calls it.
-      inputs: strategy of what it is fed.
-      read: feeds it with one input, in an empty folder.
-      bombs: inputs of little size that take much memory where that is not prevented, by name.
-    """
-
-    name: str
-    inputs: st.SearchStrategy
-    read: Callable[[Any, Path], None]
-    bombs: dict[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
 
 
 # What bytes and texts are made of.
@@ -77,7 +47,7 @@ NUMBERS = (b"\0" * 4, b"\xff" * 4, b"\xff" * 8, b"\xff\xff\xff\x7f", b"\0\0\0\x8
 
 @st.composite
 def damaged(draw, samples: list[bytes]) -> bytes:
-    """A good file with up to four places flipped, cut, repeated or overwritten, or any bytes."""
+    """A good file that is damaged in up to four places, or random bytes."""
     content = bytearray(draw(st.one_of(st.sampled_from(samples), st.binary(max_size=64))))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, max(0, len(content) - 1)))
@@ -100,25 +70,9 @@ def damaged(draw, samples: list[bytes]) -> bytes:
 
 
 WORDS = st.sampled_from(
-    [
-        "",
-        "a",
-        "b",
-        "c",
-        "d",
-        "e",
-        " ",
-        "\n",
-        "\x1b[2J",
-        "é",
-        "nan",
-        "-1",
-        "0",
-        "1",
-        "1e400",
-        "\udcff",
-    ]
-)
+    ["", "a", "b", "c", "d", "e", " ", "\n", "\x1b[2J", "é", "nan", "-1", "0", "1", "1e400",
+     "\udcff"]
+)  # fmt: skip
 NAMES = st.one_of(WORDS, st.text(max_size=8))
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 4), st.sampled_from([2**31, 10**30, 1e300]),
@@ -177,12 +131,12 @@ COMMANDS = st.tuples(
 
 
 def read_command(value, where: Path) -> None:
-    """The training command, up to where it would read data and start."""
+    """The training command, up to the point where it would read data."""
     variant, arguments, more = value
     argv = ["main", f"--config={ROOT / 'configs' / variant}.py:{arguments}", *more]
 
     def build(config, *_):
-        with contextlib.suppress(OSError):  # which `main` explains, such as a file name too long
+        with contextlib.suppress(OSError):  # `main` explains it: a file name may be too long
             hierarchy = experiment.load_hierarchy(config)
             experiment.architectures(config, hierarchy)
         make_optimizer(config.optimizer, 1000)
@@ -318,7 +272,7 @@ def good_folder(root: Path) -> Path:
 
 
 def odd_folder(value, where: Path) -> Path:
-    """Write a good image folder with some entries more."""
+    """Write a good image folder, and the entries of `value` into it."""
     root = good_folder(where / "images")
     outside = where / "outside.png"
     outside.write_bytes(IMAGES[0])
@@ -343,19 +297,19 @@ def read_folder(value, where: Path) -> None:
     folder.read(odd_folder(value, where), TREE, 4)
 
 
-# Each reserves address space, of which there is a limit.
+# Because each thread reserves address space, which is limited here.
 FEW_THREADS = unittest.mock.patch.object(stream, "THREADS", 4)
 
 
 def stream_folder(value, where: Path) -> None:
-    """Its images are looked at once, and decoded again when training needs them."""
+    """Survey the images, and decode them again as training does."""
     with FEW_THREADS:
         for split in folder.stream(odd_folder(value, where), TREE, 4).values():
             split.read(np.arange(len(split)))
 
 
 def stream_changed(value: bytes, where: Path) -> None:
-    """An image is overwritten after it was looked at."""
+    """Overwrite an image after the survey."""
     root = good_folder(where / "images")
     with FEW_THREADS:
         train = folder.stream(root, TREE, 4)["train"]
@@ -410,7 +364,7 @@ PARQUET = st.one_of(
 
 
 def read_table(suffix: str) -> Callable[[bytes, Path], None]:
-    """As a table of probabilities and, where it is none, as labels."""
+    """Read a table of probabilities or, if it is not one, labels."""
 
     def read(value: bytes, where: Path) -> None:
         path = where / f"table{suffix}"
@@ -430,7 +384,7 @@ def read_table(suffix: str) -> Callable[[bytes, Path], None]:
 
 
 def zip_of(name: str, head: bytes, size: int) -> bytes:
-    """A zip archive with one member: `head` and so many zeros, compressed a thousandfold."""
+    """A zip archive with one member: `head` and `size` zeros, compressed a thousandfold."""
     file = io.BytesIO()
     with (
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -549,7 +503,7 @@ ARCHIVES = st.one_of(
 
 
 def read_archive(value: bytes, where: Path) -> None:
-    """As one that was put in its place by hand, of the right size and sum."""
+    """Prepare from an archive that was put in its place by hand, with the right checksum."""
     path = where / "downloads" / "cifar-100-binary.tar.gz"
     path.parent.mkdir()
     path.write_bytes(value)
@@ -558,7 +512,7 @@ def read_archive(value: bytes, where: Path) -> None:
 
 
 def long_header(kind: bytes) -> bytes:
-    """A header of so many zeros in front of a member: its long name, or its attributes."""
+    """A member with a header of `LARGE` zeros: its long name, or its attributes."""
     info = tarfile.TarInfo("x")
     info.type, info.size = kind, LARGE
     return gzip.compress(info.tobuf(tarfile.GNU_FORMAT)) + _gzipped_zeros(LARGE)
@@ -629,165 +583,3 @@ READERS = (
     Reader("predictions.npz", PREDICTIONS, read_predictions, PREDICTION_BOMBS),
     Reader("CIFAR-100's archive", ARCHIVES, read_archive, ARCHIVE_BOMBS),
 )
-
-
-# What is counted.
-
-
-@dataclasses.dataclass
-class Tally:
-    """What a reader did with its inputs; `failures` says of each what else than these two."""
-
-    reader: str
-    refused: int = 0
-    accepted: int = 0
-    failures: list[str] = dataclasses.field(default_factory=list)
-    memory: int = 0  # bytes by which the process grew at most
-
-    @property
-    def inputs(self) -> int:
-        return self.refused + self.accepted + len(self.failures)
-
-
-def tally(reader: Reader, tries: int, where: Path, seed: int = 0) -> Tally:
-    """Feed a reader with its bombs and `tries` other inputs, in the new folder `where`."""
-    result, before = Tally(reader.name), _reset_peak()
-    shutil.rmtree(where, ignore_errors=True)  # of a tally that was stopped
-
-    def feed(value) -> None:
-        where.mkdir(parents=True)
-        try:
-            with _environment(where), _watched(where) as touched:
-                refused = _refused(reader, value, where)
-            assert not touched, f"touched {touched}"
-            result.refused += refused
-            result.accepted += not refused
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            result.failures.append(f"{type(error).__name__}: {error} from {value!r:.500}")
-        finally:
-            shutil.rmtree(where)
-
-    for make in reader.bombs.values():
-        feed(make())
-    settings = hypothesis.settings(
-        max_examples=tries, database=None, deadline=None, phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )  # fmt: skip
-    hypothesis.seed(seed)(settings(hypothesis.given(reader.inputs)(feed)))()
-    result.memory = max(0, _peak() - before)
-    if result.memory > MEMORY:
-        result.failures.append(f"memory grew by {result.memory / 2**20:.0f} MiB")
-    return result
-
-
-def _refused(reader: Reader, value, where: Path) -> bool:
-    """Whether a reader refuses an input by one printable line; raises whatever else happens."""
-    try:
-        reader.read(value, where)
-    except UserError as error:
-        line = one_line(error)
-        assert line.isprintable(), line
-        cause = error
-        while cause is not None:
-            assert not isinstance(cause, MemoryError), "it took all memory that there was"
-            cause = cause.__cause__ or cause.__context__
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def _environment(where: Path):
-    """Own folders for cache, home and temporary files, no output, no warnings of libraries, and a
-    limit of memory."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    own = {"XDG_CACHE_HOME": str(where / "cache"), "HOME": str(where / "home")}
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + GUARD, hard))
-    try:
-        with (
-            unittest.mock.patch.dict(os.environ, own),
-            unittest.mock.patch.object(tempfile, "tempdir", str(where)),
-            contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-_WRITES = {
-    "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate",
-    "os.chmod", "os.chown", "os.utime", "shutil.rmtree",
-}  # fmt: skip
-_FOLLOWS = {"os.link", "os.truncate", "os.chmod", "os.chown", "os.utime"}  # links to their targets
-_NEVER = {"pickle.find_class", "os.system", "subprocess.Popen", "socket.connect", "os.exec"}
-_touched: list[str] | None = None
-_inside = ""
-
-
-def _audit(event: str, arguments: tuple) -> None:
-    if _touched is None:
-        return
-    if event in _NEVER:
-        _touched.append(f"{event} {arguments!r:.100}")
-    elif event in _WRITES:
-        paths = [a for a in arguments if isinstance(a, str | bytes | os.PathLike)]
-        if event == "os.symlink":  # a hard link is another name of a file, and a way to it
-            paths = paths[-1:]
-        if any(not _is_inside(path, event in _FOLLOWS) for path in paths):
-            _touched.append(f"{event} {paths}")
-    elif event == "open":
-        path, mode, how = arguments
-        writes = how & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(how, int) else 0
-        if (writes or set(str(mode)) & set("wax+")) and not _is_inside(path, follow=True):
-            _touched.append(f"open {path!r} {mode} {how}")
-
-
-def _is_inside(path, follow: bool) -> bool:
-    """Whether a path leads into the watched folder; `follow` its last part too, if it is a link."""
-    if isinstance(path, int):  # a descriptor, of a file that was opened by its name
-        return True
-    path = os.fsdecode(path)
-    parent, name = os.path.split(path)
-    if follow or name in ("", ".", ".."):
-        full = os.path.realpath(path)
-    else:
-        full = os.path.join(os.path.realpath(parent), name)
-    own = [_inside, os.path.realpath(jax.config.jax_compilation_cache_dir or _inside)]
-    return (
-        any(full == folder or full.startswith(folder + os.sep) for folder in own)
-        or "__pycache__" in full.split(os.sep)
-        or full == os.devnull
-    )
-
-
-sys.addaudithook(_audit)
-
-
-@contextlib.contextmanager
-def _watched(where: Path):
-    """Yield a list of what is written, removed or run outside a folder, by whatever links.
-
-    Python tells of all that it does itself; what a library writes, such as TFDS's array_record
-    files, it does not know.
-    """
-    global _touched, _inside
-    _touched, _inside = [], os.path.realpath(where)
-    try:
-        yield _touched
-    finally:
-        _touched = None
-
-
-def _reset_peak() -> int:
-    """Forget the most memory that this process had, and return what it has now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024

@@ -1,6 +1,6 @@
-"""Faults that are inside the training command: called in its process before it begins.
+"""Faults inside the training command: functions that its process calls before the command begins.
 
-Each happens at a place that a number decides, so that it comes again with the number.
+A number decides where each happens, so that the same number repeats it.
 """
 
 import os
@@ -14,8 +14,10 @@ from hiercls_jax.training import loop
 
 
 def kill_at_event(number: int) -> None:
-    """SIGKILL itself at the `number`-th time that it opens, makes, renames or removes something
-    among the checkpoints, before that happens."""
+    """Send SIGKILL to this process before it touches the checkpoints for the `number`-th time.
+
+    It touches them when it opens, makes, renames or removes a file or folder among them.
+    """
     events = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "tempfile.mkdtemp"}
     left = number
 
@@ -53,7 +55,7 @@ def turn_clocks(number: int) -> None:
 def put_nan(number: int) -> None:
     """Put NaNs in the place of one image of the batch of the `number`-th step.
 
-    Of a single pixel augmentation may crop.
+    The whole image, because augmentation may crop a single pixel away.
     """
     make_feed = loop.make_feed
 

@@ -1,4 +1,4 @@
-"""Whatever readers are fed, and however trainings are broken, nothing is lost."""
+"""Whatever the readers get, and however trainings are broken, nothing is lost."""
 
 import dataclasses
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import faults, inputs, training
+from tests.faults import faults, feed, inputs, training
 
 ROOT = Path(__file__).parents[2]
 REFUSED = "error: File exists, and no checkpoint is whole"
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:Depr
 
 @pytest.mark.parametrize("reader", inputs.READERS, ids=lambda reader: reader.name)
 def test_readers_accept_or_refuse_in_one_line(reader, tmp_path):
-    """Of a few damaged, odd and senseless inputs, each is accepted, or refused by one line.
+    """Each of a few damaged, odd or senseless inputs is accepted, or refused in one line.
 
-    Nothing outside the input's folder is touched, nothing unpickled, no memory eaten up.
+    Nothing outside the input's folder is touched, nothing unpickled, no memory used up.
     """
-    tally = inputs.tally(dataclasses.replace(reader, bombs={}), 12, tmp_path / "inputs")
+    tally = feed.tally(dataclasses.replace(reader, bombs={}), 12, tmp_path / "inputs")
     assert not tally.failures
     assert tally.inputs >= 12
 
@@ -95,16 +95,16 @@ def own_and_outside(tmp_path):
 @pytest.mark.parametrize("escape", ESCAPES, ids=lambda escape: escape.__name__)
 def test_the_watch_sees_what_leaves_the_folder(own_and_outside, escape):
     """Whatever is written, removed or changed outside, by links or by a name that begins alike."""
-    with inputs._watched(own_and_outside[0]) as touched:
+    with feed.watched(own_and_outside[0]) as touched:
         escape(*own_and_outside)
     assert touched
 
 
 def test_the_watch_sees_nothing_else(own_and_outside, tmp_path):
-    """What is read anywhere, and what is done in the folder, by whichever of its names."""
+    """Reading anywhere, and writing in the folder by any of its names, is not reported."""
     own, outside = own_and_outside
     (tmp_path / "name").symlink_to(own)
-    with inputs._watched(tmp_path / "name") as touched:
+    with feed.watched(tmp_path / "name") as touched:
         for here in (own, tmp_path / "name"):
             (here / "link").symlink_to(outside / "file")
             assert (here / "link").read_text() == "precious"
@@ -131,7 +131,7 @@ def test_the_watch_sees_nothing_else(own_and_outside, tmp_path):
     ids=["twice", "only at first", "then a traceback", "only then", "files gone"],
 )
 def test_an_error_that_stays_is_met_twice(tmp_path, monkeypatch, name, ends, outcome):
-    """It is clear where the command, given again, is refused again, and has removed nothing."""
+    """An error is clear if the same command fails again, and has removed nothing."""
     for step in (9, 18):
         file = tmp_path / "stopped" / "checkpoints" / f"step_{step:08}" / "array"
         file.parent.mkdir(parents=True)

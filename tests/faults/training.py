@@ -1,4 +1,4 @@
-"""A training of 18 steps that saves after nearly every one, and what is left of it."""
+"""A training of 18 steps that saves after nearly every step, and what remains of it."""
 
 import atexit
 import dataclasses
@@ -20,18 +20,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import small
-from small_run import train  # which knows the toy family
+from small_run import draw_nothing, train  # registers the toy family
 
-from hiercls_jax.report import figures
-
-# What the command imports when it needs it.
+# The command imports this only when it needs it.
 import hiercls_jax.data.folder  # noqa: F401, isort: skip
 
 ROOT = Path(__file__).parents[2]
 STEPS = 18  # two epochs of nine
-LIMIT = 900  # seconds after which a command counts as hanging, on a machine however busy
+LIMIT = 900  # seconds after which a command counts as hanging, on a busy machine too
 TREE = "class,parent\nblack,dark\ngrey,dark\nsilver,light\nwhite,light\n"
-FIGURES = ("alpha_curve.png", "alpha_curve.svg", "scatter.png", "scatter.svg")
 
 
 @dataclasses.dataclass
@@ -44,7 +41,7 @@ class Running:
     statuses: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def cpu_seconds(self) -> float:
-        """What its first process has had of the processor until now."""
+        """Processor time of its first process until now."""
         try:
             fields = Path(f"/proc/{self.pids[0]}/stat").read_text().rpartition(")")[2].split()
         except FileNotFoundError:
@@ -60,7 +57,7 @@ class Running:
         return len(self.statuses) == len(self.pids)
 
     def waits_for(self, holds) -> bool:
-        """Wait until `holds()`; False where the command has ended before."""
+        """Wait until `holds()`; False if the command ends before."""
         while not holds():
             if self.ended():
                 return False
@@ -72,7 +69,7 @@ class Running:
         return self.waits_for((self.workdir / "config.json").exists)
 
     def saves(self, step: int) -> bool:
-        """Wait until it has saved its state after `step` or later."""
+        """Wait until it has saved its state after `step` or a later step."""
         return self.waits_for(lambda: max(saved_steps(self.workdir), default=-1) >= step)
 
     def finish(self) -> tuple[int | None, str]:
@@ -89,18 +86,18 @@ class Running:
 
 
 def prepare(folder: Path) -> None:
-    """Make the images that all trainings are of: four classes, 96 for training and 20 for test."""
+    """Make the images of all trainings: four classes, 96 images for training and 20 for test."""
     if not (folder / "tree.csv").exists():
         small.image_folder(folder, train=96, test=20)
         (folder / "tree.csv").write_text(TREE)
 
 
 def start(images: Path, workdir: Path, fault: Callable = lambda: None, processes: int = 1):
-    """Start a training, `fault()` having been called in it, by as many processes of one device.
+    """Start a training by so many processes of one device each, which first call `fault()`.
 
-    They are forked from this one, which has imported all that the command does and used no device:
-    importing is half of a short command's time. Nothing is drawn, for the same reason. All else is
-    what a shell would start.
+    They are forked from this process, which has imported all modules of the command and used no
+    device, because importing takes half of a short command's time. For the same reason nothing is
+    drawn. Everything else is as if a shell had started them.
     """
     arguments = [
         f"--config={ROOT / 'configs' / 'merge1.py'}:arch=toy4,dataset=folder,epochs=2,batch=8",
@@ -115,7 +112,7 @@ def start(images: Path, workdir: Path, fault: Callable = lambda: None, processes
             where = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
         arguments += ["--distributed", f"--processes={processes}", where]
     output, into = os.pipe()
-    fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 2**20)  # for all that it may print
+    fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 2**20)  # room for all output
     pids = []
     for i in range(processes):
         more = [f"--process_id={i}"] if processes > 1 else []
@@ -128,16 +125,16 @@ def _command(images: Path, fault: Callable, arguments: list[str]) -> None:
     os.environ |= {"XDG_CACHE_HOME": str(images / "cache"), "JAX_PLATFORMS": "cpu"}
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    figures.draw_run = lambda workdir, *_: [(workdir / name).touch() for name in FIGURES]
+    draw_nothing()
     fault()
     sys.exit(train.main(["train", *arguments]))
 
 
 def _forked(output: int, command: Callable) -> int:
-    """Fork a process that carries out `command()`, prints into `output`, and ends as a program."""
+    """Fork a process that runs `command()`, prints into `output`, and ends as a program does."""
     assert threading.active_count() == 1
     sys.stdout.flush()
-    with warnings.catch_warnings():  # JAX warns of forks for the sake of its threads
+    with warnings.catch_warnings():  # JAX warns of forks because of its threads
         warnings.simplefilter("ignore")
         pid = os.fork()
     if pid:
@@ -160,7 +157,7 @@ def _forked(output: int, command: Callable) -> int:
 
 
 def apart(function: Callable, *arguments) -> str:
-    """Return what a function prints in a process of its own, which may use devices."""
+    """Run a function in a process of its own, which may use devices; return its output."""
     output, into = os.pipe()
     pid = _forked(into, lambda: function(*arguments))
     os.close(into)
@@ -200,9 +197,9 @@ def records(workdir: Path) -> list[dict]:
 
 
 def print_difference(workdir: Path, undisturbed: Path, cut: int) -> None:
-    """Print what of a finished run is not, bit for bit, as in the undisturbed one, or nothing.
+    """Print every difference, to the bit, of a finished run from the undisturbed one, or nothing.
 
-    As many as `cut` lines of its metrics may be missing.
+    Up to `cut` lines of its metrics may be missing.
     """
     found, expected = result(workdir), result(undisturbed)
     if found.keys() != expected.keys():
