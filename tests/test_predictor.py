@@ -53,10 +53,27 @@ def root(tmp_path_factory):
     return root
 
 
+def untrained(name, task, key, train_split, validation, schedule, folder):
+    """Save made-up parameters as training saves its own; compiling a training takes seconds."""
+    rng = np.random.default_rng(0)
+    image = jax.ShapeDtypeStruct((1, *train_split.image_shape), np.float32)
+    shapes = jax.eval_shape(partial(task.network.init, train=False), key, image)
+    variables = jax.tree.map(lambda x: rng.uniform(0.1, 0.5, x.shape).astype(x.dtype), shapes)
+    opt_state = jax.device_get(task.optimizer.init(variables["params"]))
+    state = State(np.int32(7), **variables, opt_state=opt_state)
+    progress = checkpoint.Progress(step=7, seconds=1.0)
+    checkpoint.save(folder / "checkpoints", state, progress)
+    return state, progress
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _here(root, cache):
-    """The toy family on the tests' devices, with its own cache and without figures."""
+    """The toy family on the tests' devices, with its own cache, made-up training and no figures.
+
+    tests/test_main.py loads a run that was really trained.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "train", untrained)
         patch.setitem(registry._FAMILIES, "toy", small.Toy)
         patch.setattr(parallel, "use_cpu_devices", lambda *_: None)
         patch.setattr(run.figures, "draw_run", lambda *_: None)
@@ -150,24 +167,8 @@ def test_it_says_in_a_line_what_it_is(trained):
     )
 
 
-def test_separate_networks_answer_together(root, images, monkeypatch):
-    """A run of a network per level is one predictor, which adapts by the rule of the config.
-
-    Here of made-up parameters, saved as trained.
-    """
-    rng = np.random.default_rng(0)
-
-    def untrained(name, task, key, train_split, validation, schedule, folder):
-        image = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
-        shapes = jax.eval_shape(partial(task.network.init, train=False), key, image)
-        variables = jax.tree.map(lambda x: rng.uniform(0.1, 0.5, x.shape).astype(x.dtype), shapes)
-        opt_state = jax.device_get(task.optimizer.init(variables["params"]))
-        state = State(np.int32(0), **variables, opt_state=opt_state)
-        progress = checkpoint.Progress(seconds=1.0)
-        checkpoint.save(folder / "checkpoints", state, progress)
-        return state, progress
-
-    monkeypatch.setattr(run, "train", untrained)
+def test_separate_networks_answer_together(root, images):
+    """A run of a network per level is one predictor, which adapts by the rule of the config."""
     workdir = train(root, "separate", "geometric_pooling")
     check(hiercls_jax.load(workdir), workdir, images, "geometric_pooling")
 

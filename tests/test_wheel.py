@@ -14,6 +14,7 @@ from made_up import page_data
 from hiercls_jax import experiment
 from hiercls_jax.__main__ import COMMANDS
 from hiercls_jax.experiment import run
+from hiercls_jax.models.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
@@ -100,3 +101,13 @@ def test_the_page_finds_its_files(installed, tmp_path):
     command = ("adapt", "--hierarchy=tree.csv", "--coarse=pc.npy", "--fine=pf.npy", "--report")
     called(installed / "hiercls-jax", *command, "--out=adapted", cwd=tmp_path)
     assert page_data((tmp_path / "adapted" / "report.html").read_text())["record"]["alpha"] == 1
+
+
+def test_a_grid_needs_no_file(installed, tmp_path):
+    """`hiercls-jax grid quick` in an empty folder starts runs by names of configs, not by files."""
+    shown = called(installed / "hiercls-jax", "grid", "quick", "--dry_run", cwd=tmp_path)
+    lines = shown.splitlines()
+    assert len(lines) == 5 * len(VARIANTS)
+    for line, variant in zip(lines, 5 * list(VARIANTS), strict=True):
+        assert f"to begin  python -m hiercls_jax.main {variant}:quick,arch=resnet11,seed=" in line
+    assert not list(tmp_path.iterdir())

@@ -66,7 +66,7 @@ class CommandFlags:
         try:
             return config_flags.DEFINE_config_dict("config", compose(name), **own), words
         except Exception as error:  # of the name, or of a field that `argv` changes
-            raise flags.Error(explain(error)) from error
+            raise flags.Error(_explain(error)) from error
 
     def parse(self, argv: Sequence[str], required: Sequence[str] = ()) -> list[str]:
         """Parse a command line and return its arguments that are no flags.
@@ -90,7 +90,7 @@ class CommandFlags:
         except BrokenPipeError:
             raise
         except Exception as error:  # a config file is a program, which may raise anything
-            raise flags.Error(explain(error)) from error
+            raise flags.Error(_explain(error)) from error
         return words
 
 
@@ -146,7 +146,7 @@ def reader_gone() -> int:
     return exit_status(signal.SIGPIPE)
 
 
-def explain(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     """Return what a person needs to know of an error in the flags or in a config file."""
     text = str(error)
     if "Traceback" in text:  # config_flags quotes the whole traceback of a config file
