@@ -1,16 +1,16 @@
-"""Docstring examples as code in the reference: Markdown takes `>>>` for a quotation."""
+"""Show docstring examples as code in the reference, because Markdown reads `>>>` as a quotation."""
 
 import re
 
-from griffe import Extension
+from griffe import Extension, Object
 
-EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)  # to the next empty line
+EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)  # up to the next empty line
 
 
 class Doctests(Extension):
-    """Fence every example of every docstring before it is parsed."""
+    """Put a code fence around every example of a docstring before the docstring is parsed."""
 
-    def on_object(self, *, obj, **kwargs) -> None:
-        """Change one object's docstring."""
+    def on_object(self, *, obj: Object, **kwargs: object) -> None:
+        """Fence the examples of one object's docstring."""
         if obj.docstring:
             obj.docstring.value = EXAMPLE.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)

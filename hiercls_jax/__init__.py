@@ -1,5 +1,14 @@
-"""Hierarchical image classification with merged networks and test-time adaptation, in JAX."""
+"""Hierarchical image classification in JAX, for everybody whose classes form a tree.
 
+Two classifiers, one of coarse and one of fine classes, often disagree about an image. `adjust`
+pulls their probabilities together at test time, without any training, whatever the classifiers are.
+The package also trains merged networks, which share their first stages and answer on every level,
+evaluates them before and after adaptation, and turns a run into something to use by `load`. The
+method is that of *Improving Hierarchical Image Classification with Merged CNN Architectures* (Dutt,
+Pellerin and Quénot, CBMI 2017), for trees of any depth: a `Hierarchy`.
+"""
+
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,16 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Hierarchy", "adjust", "load"]
 
+_MODULES = {
+    "Hierarchy": "hiercls_jax.hierarchy",
+    "adjust": "hiercls_jax.adaptation.adjust",
+    "load": "hiercls_jax.experiment.predictor",
+}
 
-def __getattr__(name: str):
-    # Not before it is used: JAX takes a second to import, Flax and Orbax more, and a command that
-    # is stopped meanwhile could not say so.
-    if name == "Hierarchy":
-        from hiercls_jax.hierarchy import Hierarchy as found
-    elif name == "adjust":
-        from hiercls_jax.adaptation.adjust import adjust as found
-    elif name == "load":
-        from hiercls_jax.experiment.predictor import load as found
-    else:
+
+def __getattr__(name: str) -> object:
+    # Imported at first use: JAX takes a second to import, Flax and Orbax more, and Ctrl-C meanwhile
+    # would end a command with a traceback.
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return found
+    return getattr(importlib.import_module(_MODULES[name]), name)

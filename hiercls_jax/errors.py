@@ -1,16 +1,16 @@
-"""The one base of every error that a user can mend: programs print it without a traceback."""
+"""Errors that a user can mend: programs print them on one line, without a traceback."""
 
 from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """What was wrong, the value or shape, what is allowed, and what to do."""
+    """Base class. The message says what was wrong, the value, what is allowed and what to do."""
 
 
-def one_line(error) -> str:
-    """Return an error, or its text, on one line and without what a terminal would obey.
+def one_line(error: object) -> str:
+    """Return an error, or its text, on one line and with control characters escaped.
 
-    Spaces inside a line are kept, as two of them may be what is wrong.
+    Spaces inside a line are kept, because two of them may be the fault.
 
     >>> one_line("no class 'a\\nb\\x1b[2J'")
     "no class 'a b\\\\x1b[2J'"
@@ -22,7 +22,7 @@ def one_line(error) -> str:
 def preview(names: Sequence[str]) -> str:
     """Return the first three names, and how many more there are.
 
-    In quotes, as a space may be what is wrong with one.
+    The names are in quotes, because a space may be the fault of one.
     """
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"'{name}'" for name in names[:3]) + more

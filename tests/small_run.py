@@ -7,7 +7,6 @@ import os
 import sys
 
 import small
-from absl import app
 
 from hiercls_jax.commands import train
 from hiercls_jax.models import registry
@@ -26,4 +25,4 @@ def draw_nothing() -> None:
 if __name__ == "__main__":
     if os.environ.get("SMALL_RUN_DRAWS") == "no":
         draw_nothing()
-    app.run(train.main, argv=sys.argv, flags_parser=train.parse_flags)
+    sys.exit(train.main(sys.argv))

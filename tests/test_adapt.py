@@ -663,7 +663,7 @@ def test_the_page_has_the_numbers_of_the_report(tmp_path, capsys, hierarchy, met
     for card in data["gallery"]["cards"]:
         assert measured[card["row"]]
         assert labels[card["row"]] == card["label"]
-        tops = [p[card["row"]].argmax() for p in streaming.cuts(levels, hierarchy)]
+        tops = [p[card["row"]].argmax() for p in hierarchy.cut_probs(levels)]
         assert [best[0] for best, *_ in card["before"]] == tops
     assert data["chosen"] == f"tuned on {N // 2} other rows"
     assert len(data["validation"]) == hierarchy.num_levels

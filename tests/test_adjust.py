@@ -5,6 +5,7 @@ terms of at most 1 (SUM, absolute), or a product of a few positive factors (RATI
 """
 
 from fractions import Fraction
+from functools import partial
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -16,6 +17,7 @@ from hypothesis import given
 
 from hiercls_jax import adjust
 from hiercls_jax.adaptation import adjust as module
+from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.hierarchy import cifar100
 
 SUM = 1e-6
@@ -327,7 +329,7 @@ def test_everything_is_finite(problem, alpha, empty):
         assert np.isfinite(array).all()
 
 
-@jax.jit(static_argnums=4)
+@partial(jax.jit, static_argnums=4)
 def finite_check(p_coarse, p_fine, s, alpha, empty):
     """Results, and gradients of a sum of them in which no two classes weigh the same."""
 
@@ -422,7 +424,7 @@ def test_result_types(x64, given_dtype, wanted):
     """float32, or float64 for float64 input under x64; the type of alpha does not matter."""
     p_coarse, p_fine, s = example()
     given_dtype = jnp.dtype(given_dtype)
-    with jax.enable_x64(x64):
+    with enable_x64(x64):
         for alpha in (0.5, np.float64(0.5), np.float16(0.5)):
             results = adjust(p_coarse.astype(given_dtype), p_fine.astype(given_dtype), s, alpha)
             assert [x.dtype for x in results] == [wanted, wanted]
@@ -441,7 +443,7 @@ def test_float64_is_accurate():
     """Under x64 the results agree with exact arithmetic to 20 float64 roundings."""
     args = example()
     args = (args[0].astype(np.float64), args[1].astype(np.float64), args[2])
-    with jax.enable_x64(True):
+    with enable_x64(True):
         assert_close(adjust(*args, 1.3), printed(*args, 1.3, number=Fraction), rtol=20 * 1.2e-16)
 
 

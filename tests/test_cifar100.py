@@ -20,7 +20,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from hiercls_jax.data import cifar100, tfds_source
+from hiercls_jax.data import cifar100, cifar100_prepare, download, tfds_source
 from hiercls_jax.data.dataset import DataError
 from hiercls_jax.hierarchy import cifar100 as hierarchy
 
@@ -109,7 +109,7 @@ def prepare(server, folder, archive, path="/a.tar.gz", **changed):
     server.pages.setdefault(path, (200, archive, len(archive)))
     options = {"checksum": hashlib.sha256(archive).hexdigest(), "size": len(archive)}
     options |= {"counts": COUNTS} | changed
-    return cifar100.prepare(folder, url=server.url + path, **options)
+    return cifar100_prepare.prepare(folder, url=server.url + path, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -175,13 +175,13 @@ def test_format_is_tfds_own(server, good, tmp_path):
 def test_load_prepares_once(server, good, tmp_path, monkeypatch):
     """`load` downloads where there is nothing, and never again, with the cache or without."""
     small = functools.partial(
-        cifar100.prepare,
+        cifar100_prepare.prepare,
         url=server.url + "/a.tar.gz",
         checksum=hashlib.sha256(good).hexdigest(),
         size=len(good),
         counts=COUNTS,
     )
-    monkeypatch.setattr(cifar100, "prepare", small)
+    monkeypatch.setattr(cifar100_prepare, "prepare", small)
     server.pages["/a.tar.gz"] = (200, good, len(good))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
     first = cifar100.load()
@@ -200,14 +200,14 @@ def test_load_prepares_once(server, good, tmp_path, monkeypatch):
 def test_source_is_tfds_table(tmp_path, monkeypatch):
     """Address, sum and size are those of TFDS's own table for the official archive."""
 
-    def download(url, archive, checksum, size):
+    def stop(url, path, name, checksum, size):
         asked.append((url, checksum, size))
         raise DataError("far enough")
 
     asked = []
-    monkeypatch.setattr(cifar100, "_download", download)
+    monkeypatch.setattr(cifar100_prepare, "download", stop)
     with pytest.raises(DataError, match="far enough"):
-        cifar100.prepare(tmp_path)
+        cifar100_prepare.prepare(tmp_path)
     ((url, info),) = tfds.builder_cls("cifar100").url_infos.items()
     assert url.startswith("https://")
     assert url.endswith("/cifar-100-binary.tar.gz")
@@ -265,13 +265,13 @@ def test_no_network(tmp_path):
     """A server that cannot be reached, or a bad address, is one error that says what to do."""
     for url in ("http://127.0.0.1:1/a.tar.gz", "nonsense"):
         with pytest.raises(DataError, match="cannot be downloaded.*put it at"):
-            cifar100.prepare(tmp_path, url=url, counts=COUNTS)
+            cifar100_prepare.prepare(tmp_path, url=url, counts=COUNTS)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_server_that_stalls(server, good, tmp_path, monkeypatch):
     """A server that stops sending is given up after the timeout."""
-    monkeypatch.setattr(cifar100, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(download, "_TIMEOUT", 0.1)
     server.pages["/stall"] = (200, good[:1000], len(good))
     refused(server, tmp_path, good, "timed out", path="/stall")
 
@@ -291,7 +291,7 @@ def test_no_space(server, good, tmp_path, monkeypatch):
         patch.setattr(os, "replace", full)
         refused(server, tmp_path, good, "No space left", "TFDS_DATA_DIR")
     with monkeypatch.context() as patch:
-        patch.setattr(cifar100, "_png", full)
+        patch.setattr(cifar100_prepare, "_png", full)
         refused(server, tmp_path, good, "No space left", "TFDS_DATA_DIR", kept=True)
     prepare(server, tmp_path, good)
 
@@ -310,7 +310,7 @@ def test_interrupted_preparation(server, good, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cifar100, "_png", interrupt)
+        patch.setattr(cifar100_prepare, "_png", interrupt)
         with pytest.raises(KeyboardInterrupt, match="prepared in .* archive is kept"):
             prepare(server, tmp_path, good)
     assert tfds_source.find("cifar100", tmp_path) is None
@@ -319,15 +319,15 @@ def test_interrupted_preparation(server, good, tmp_path, monkeypatch):
 
 
 def test_interrupted_download(server, good, tmp_path, monkeypatch):
-    """An interruption says how far it was, and leaves nothing; the next run downloads it anew."""
+    """An interruption says how far it was, and leaves nothing; the next run downloads it again."""
 
     def some(url, advice):
         yield good[:1000]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cifar100, "_blocks", some)
-        said = "downloaded, at 0 of 0 MB; the same command downloads it anew"
+        patch.setattr(download, "_blocks", some)
+        said = "downloaded, at 0 of 0 MB; the same command downloads it again"
         with pytest.raises(KeyboardInterrupt, match=said):
             prepare(server, tmp_path, good)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -436,7 +436,7 @@ def test_broken_archive(server, good, tmp_path, damage):
 
 def test_another_process_was_first(server, good, tmp_path, monkeypatch):
     """Two processes that prepare at once both succeed, with one whole set."""
-    encode, done = cifar100._png, []
+    encode, done = cifar100_prepare._png, []
 
     def race(image):
         if not done:
@@ -444,7 +444,7 @@ def test_another_process_was_first(server, good, tmp_path, monkeypatch):
             prepare(server, tmp_path, good)
         return encode(image)
 
-    monkeypatch.setattr(cifar100, "_png", race)
+    monkeypatch.setattr(cifar100_prepare, "_png", race)
     folder = prepare(server, tmp_path, good)
     assert [path.name for path in folder.parent.iterdir()] == ["3.0.2"]
     assert len(tfds_source.read("cifar100", tmp_path, "label", hierarchy())["train"]) == 120

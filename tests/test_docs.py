@@ -1,8 +1,9 @@
-"""What the pages tell people to type exists."""
+"""The commands, settings, files, links and names that the pages mention exist."""
 
 import contextlib
 import functools
 import io
+import pkgutil
 import re
 from pathlib import Path
 
@@ -10,49 +11,70 @@ import pytest
 from absl import flags
 
 from hiercls_jax import __main__ as commands
-from hiercls_jax import (
-    experiment,  # defines the flags of training
-)
-from hiercls_jax.commands import grid
+from hiercls_jax import experiment
+from hiercls_jax.commands import grid, train
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NAMES = ("grid", "compare", "adapt", "predict", "export")
-COMMAND = re.compile(rf"hiercls_jax(?:\.(main)| ({'|'.join(NAMES)})\b)((?:[^\n`]|\\\n)*)")
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+
+
+def by_path(paths: list[Path]) -> list:
+    """Return pages as parameters of a test."""
+    return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths]
+
+
+PAGES = by_path([*READMES, ROOT / "CONTRIBUTING.md", *DOCS])
+
+
+def printed(*arguments: str) -> str:
+    """Return what a command prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert commands.main(["hiercls_jax", *arguments]) == 0
+    return out.getvalue()
+
+
+NAMES = {"train", *re.findall(r"hiercls[-_]jax (\w+)", printed())}
+COMMAND = re.compile(
+    rf"(?:hiercls_jax\.main|hiercls[-_]jax ({'|'.join(NAMES)})\b)((?:[^\n`]|\\\n)*)"
+)
 
 
 @functools.cache
 def known_flags(command: str) -> set[str]:
-    """Names of the flags that a command takes; by its own help, for all but training."""
-    if command == "main":
-        return set(flags.FLAGS)
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert commands.main(["hiercls_jax", command, "--help"]) == 0
-    found = set(re.findall(r"^  --(?:\[no\])?(\w+):", out.getvalue(), re.M))
+    """Return the names of a command's flags: its own help lists them, for all but training."""
+    if command == "train":
+        return {flag.name for flag in flags.FLAGS.flags_by_module_dict()[train.__name__]}
+    found = set(re.findall(r"^  --(?:\[no\])?(\w+):", printed(command, "--help"), re.M))
     assert found
     return found
 
 
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub and MkDocs give to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def test_every_command_is_on_its_page():
-    """The commands that there are are those that are tested here, and the reference has them."""
-    assert set(re.findall(r"hiercls_jax (\w+)", commands.COMMANDS)) == set(NAMES)
+    """The overview lists at least the six commands, and the reference describes each of them."""
+    assert {"train", "grid", "compare", "adapt", "predict", "export"} <= NAMES
     page = (ROOT / "docs" / "reference" / "commands.md").read_text("utf-8")
-    for name in {"train", *NAMES} - {"export"}:  # which `predict` describes
+    for name in NAMES - {"export"}:  # `predict` describes it
         assert f"::: hiercls_jax.commands.{name}\n" in page, name
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES)
 def test_commands_of_pages_take_their_flags(path):
-    """Every flag after a command's name on a page is one that this command has."""
-    for main_, other, arguments in COMMAND.findall(path.read_text(encoding="utf-8")):
-        own, _, of_runs = arguments.partition(" -- ")  # a grid's runs take those of training
-        for command, given in ((main_ or other, own), ("main", of_runs)):
-            for name in re.findall(r"(?<!\S)--([a-z_]+)(?![\w.])", given):
-                assert name in known_flags(command), f"{command} has no --{name}"
+    """A command on a page has every flag that the page gives it."""
+    for name, arguments in COMMAND.findall(path.read_text("utf-8")):
+        own, _, of_runs = arguments.partition(" -- ")  # `grid` passes the rest to its trainings
+        for command, given in ((name or "train", own), ("train", of_runs)):
+            for flag in re.findall(r"(?<!\S)--([a-z_]+)(?![\w.])", given):
+                assert flag in known_flags(command), f"{command} has no --{flag}"
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES)
 def test_fields_of_pages_are_in_the_config(path):
     """Every `--config.<field>` on a page is a field of a config, or an option of a model."""
     config = {**experiment.flatten(experiment.compose("merge1")), **grid.compose()}
@@ -60,9 +82,40 @@ def test_fields_of_pages_are_in_the_config(path):
         assert any(f"{known}.".startswith(f"{field}.") for known in config), field
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES)
 def test_files_of_pages_are_in_the_project(path):
-    """Every file of the project's folders that a page names is there."""
-    folders = "configs|examples|launch|notebooks|hiercls_jax|benchmarks"
-    for name in re.findall(rf"`((?:{folders})/[\w./]+)", path.read_text("utf-8")):
+    """Every file of the project's folders that a page names exists."""
+    folders = "configs|examples|launch|notebooks|hiercls_jax|benchmarks|results|tests"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+)", path.read_text("utf-8")):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_names_of_pages_are_in_the_package(path):
+    """Every dotted name of the package on a page can be imported, and so can what follows it.
+
+    Names that follow are written as in "`hiercls_jax.adaptation.rules`: `RULES`".
+    """
+    text = path.read_text("utf-8")
+    for dotted, names in re.findall(r"`(hiercls_jax(?:\.\w+)+)`(?:: ((?:`\w+`(?:, )?)+))?", text):
+        found = pkgutil.resolve_name(dotted)
+        for name in re.findall(r"\w+", names):
+            assert hasattr(found, name), f"{dotted} has no {name}"
+
+
+@pytest.mark.parametrize("path", by_path([*READMES, ROOT / "CONTRIBUTING.md"]))
+def test_links_of_pages_lead_somewhere(path):
+    """Every relative link leads to a file, and its anchor to a heading of that file.
+
+    `mkdocs build --strict` checks the links of docs/.
+    """
+    text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        if name.startswith("https:"):
+            continue
+        page = path.parent / name if name else path
+        assert page.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)
+            assert anchor in map(slug, headings), target

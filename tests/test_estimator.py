@@ -16,6 +16,7 @@ from trees import closed_form, draw_tree, marginals, to_marginals, trees
 
 from hiercls_jax import Hierarchy
 from hiercls_jax.adaptation.estimator import HierarchyAdjuster
+from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.adaptation.tree import largest_alpha
 
@@ -118,7 +119,7 @@ def test_any_rule(tree, rule, rng):
     """At alpha = 1 X becomes the target of the rule, and the leaves still sum to 1."""
     X, y = random_rows(tree, rng, 20)
     adjuster = HierarchyAdjuster(tree, rule=rule, alpha=1).fit(X, y)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         wanted = np.hstack(RULES[rule].target(split(X, tree), tree))
     np.testing.assert_allclose(adjuster.transform(X), wanted, rtol=0, atol=CLOSE)
     # X itself was rounded to float32.

@@ -21,8 +21,10 @@ from hiercls_jax.experiment import (
     compose,
     flatten,
     identity,
+    named_config,
     unflatten,
 )
+from hiercls_jax.hierarchy import cifar100 as cifar100_hierarchy
 from hiercls_jax.models import registry
 from hiercls_jax.models.variants import VARIANTS
 
@@ -73,6 +75,30 @@ def test_what_a_run_recorded_is_its_config():
     found = unflatten(json.loads(json.dumps(flat)))
     assert flatten(found) == flat
     assert (found.model.arch, found.data.dir, found.seed) == ("resnet20", None, 3)
+
+
+def test_a_record_of_an_older_version_is_complete():
+    """Fields that older runs did not record have the values that they used."""
+    flat = flatten(compose("merge1", "quick"))
+    older = {key: value for key, value in flat.items() if key not in ("dtype", "adapt.rule")}
+    assert flatten(unflatten(older)) == flat
+    assert (flat["dtype"], flat["adapt.rule"]) == ("float32", "kl")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_named_config_is_that_of_the_file(name):
+    """`merge1:quick` is `configs/merge1.py:quick`, and `merge1` is `configs/merge1.py`."""
+    from_file = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]
+    assert flatten(named_config(name)) == flatten(from_file())
+    assert flatten(named_config(f"{name}:quick,seed=3")) == flatten(from_file("quick,seed=3"))
+
+
+@pytest.mark.parametrize("text", ["merge9", "configs/merge1.py", ":quick", "merge1 :quick"])
+def test_an_unknown_name_is_refused(text):
+    """With the names that there are, and how to give a file."""
+    message = "there is no config '.*'; allowed are separate, merge0.*--config=FILE"
+    with pytest.raises(ConfigError, match=message):
+        named_config(text)
 
 
 def test_there_is_a_config_file_for_each_variant():
@@ -161,8 +187,8 @@ def test_a_config_is_locked():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"variant": "merge4"}, "variant 'merge4' is not one of separate, merge0"),
-        ({"dtype": "float16"}, "dtype 'float16' is not one of float32, bfloat16"),
+        ({"variant": "merge4"}, "variant must be one of separate, merge0, .*, not 'merge4'"),
+        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, not 'float16'"),
         ({"model__arch": "resnet12"}, r"resnet12: .* depth 9n \+ 2"),
         ({"model__arch": "vgg16"}, "unknown arch 'vgg16'"),
         ({"model__growth": 3}, "resnet164 has no option 'growth'; it has width, stem_stride"),
@@ -182,42 +208,40 @@ def test_a_config_is_locked():
         ),
         (
             {"data__dataset": "tfds:x", "data__hierarchy": "x.csv", "data__image_size": -1},
-            "data.image_size is at least 1, not -1",
+            "data.image_size must be at least 1 .*, not -1",
         ),
         ({"data__image_size": 64}, "cifar100 is 32x32; data.image_size=64"),
         ({"data__dataset": "embedded", "data__dir": "x"}, "it has no data.dir"),
-        ({"train__epochs": 0}, "train.epochs is at least 1, not 0"),
-        ({"train__batch": -1}, "train.batch is at least 1, not -1"),
-        ({"run__log_every": 0}, "run.log_every is at least 1"),
-        ({"run__cpu_devices": 0}, "run.cpu_devices is at least 1"),
-        ({"run__save_minutes": 0.0}, "run.save_minutes is above 0"),
+        ({"train__epochs": 0}, "train.epochs must be at least 1 .*, not 0"),
+        ({"train__batch": -1}, "train.batch must be at least 1 .*, not -1"),
+        ({"run__log_every": 0}, "run.log_every must be at least 1"),
+        ({"run__cpu_devices": 0}, "run.cpu_devices must be at least 1"),
+        ({"run__save_minutes": 0.0}, "run.save_minutes must be above 0"),
         ({"run__streaming": True}, "run.streaming is for data.dataset=folder"),
-        ({"seed": -1}, r"seed is an integer from 0 to 2\*\*32 - 1, not -1"),
-        ({"seed": 2**32}, r"seed is an integer from 0 to 2\*\*32 - 1"),
-        ({"data__validation_seed": -1}, "data.validation_seed is an integer from 0"),
+        ({"seed": -1}, r"seed must be an integer from 0 to 2\*\*32 - 1, not -1"),
+        ({"seed": 2**32}, r"seed must be an integer from 0 to 2\*\*32 - 1"),
+        ({"data__validation_seed": -1}, "data.validation_seed must be an integer from 0"),
         ({"data__validation": 0.0}, "between 0 and 1, not 0.0; to hold nothing out.*final=True"),
         ({"data__validation": 1.0}, "between 0 and 1, not 1.0"),
-        ({"train__loss_weights": (1.0, -1.0)}, r"numbers of at least 0, not \(1.0, -1.0\)"),
+        ({"train__loss_weights": (1.0, -1.0)}, r"must be numbers of at least 0, .*, not \(1.0, -1.0\)"),
         ({"train__loss_weights": ("a", "b")}, "numbers of at least 0"),
         ({"train__loss_weights": (1.0, float("nan"))}, "numbers of at least 0"),
-        ({"optimizer__schedule": "cosine"}, "optimizer.schedule 'cosine' is not step or onecycle"),
+        ({"optimizer__schedule": "cosine"}, "optimizer.schedule must be one of step, onecycle, not 'cosine'"),
         ({"optimizer__schedule": "onecycle"}, "onecycle needs optimizer.peak_at"),
-        ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate is above 0, not 0.0"),
-        ({"optimizer__learning_rate": float("nan")}, "optimizer.learning_rate is above 0, not nan"),
-        (
-            {"optimizer__learning_rate": 1e39},
-            "learning_rate is above 0, not 1e.39; finite",
-        ),
-        ({"optimizer__warmup_learning_rate": float("nan")}, "warmup_learning_rate is at least 0"),
-        ({"optimizer__warmup_steps": -1}, "warmup_steps is at least 0 and below"),
-        ({"optimizer__momentum": 1.0}, "momentum is at least 0 and below 1, not 1.0"),
-        ({"optimizer__weight_decay": float("inf")}, "weight_decay is at least 0, not inf; finite"),
-        ({"optimizer__decay_factor": -1.0}, "decay_factor is at least 0, not -1.0"),
-        ({"optimizer__decay_at": ("a",)}, r"decay_at is a tuple of fractions.*, not \('a',\)"),
+        ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate must be above 0 .*, not 0.0"),
+        ({"optimizer__learning_rate": float("nan")}, "optimizer.learning_rate must be above 0 .*, not nan"),
+        ({"optimizer__learning_rate": 1e39}, "above 0 and finite in float32, not 1e.39"),
+        ({"optimizer__warmup_learning_rate": float("nan")}, "warmup_learning_rate must be at least 0"),
+        ({"optimizer__warmup_steps": -1}, "warmup_steps must be at least 0 and below"),
+        ({"optimizer__momentum": 1.0}, "momentum must be at least 0 and below 1, not 1.0"),
+        ({"optimizer__weight_decay": float("inf")}, "weight_decay must be at least 0 and finite in float32, not inf"),
+        ({"optimizer__decay_factor": -1.0}, "decay_factor must be at least 0 .*, not -1.0"),
+        ({"optimizer__decay_at": ("a",)}, r"decay_at must be a tuple of fractions.*, not \('a',\)"),
         ({"optimizer__decay_at": (0.5, 1.5)}, r"each from 0 to 1, not \(0.5, 1.5\)"),
-        ({"train__epochs": 2**31}, r"not 2147483648; and below 2\*\*31"),
+        ({"train__epochs": 2**31}, r"below 2\*\*31, not 2147483648"),
         ({"train__loss_weights": (1.0, 1e39)}, "numbers of at least 0"),
-        ({"run__save_minutes": float("nan")}, "run.save_minutes is above 0, not nan"),
+        ({"run__save_minutes": float("nan")}, "run.save_minutes must be above 0, not nan"),
+        ({"adapt__rule": "magic"}, "adapt.rule must be one of kl, bottom_up, .*, not 'magic'"),
         ({"model__width": 1e300}, "width is a positive multiplier, not 1e.300; at most 1000"),
         ({"model__stem_stride": 2**31}, "stem_stride is at least 1, not 2147483648; at most"),
     ],
@@ -231,7 +255,7 @@ def test_wrong_fields_are_refused(fields, message):
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
 def test_a_cycle_has_its_peak_inside(value):
     """The peak of the learning rate lies between the first step and the last."""
-    with pytest.raises(ConfigError, match=f"peak_at is a fraction .*between 0 and 1, not {value}"):
+    with pytest.raises(ConfigError, match=f"peak_at must be a fraction .*between 0 and 1, not {value}"):
         check(changed(compose("merge1", "quick"), optimizer__peak_at=value))
 
 
@@ -362,6 +386,24 @@ def test_wrong_hierarchies_are_refused(tiny, tmp_path):
     config = changed(compose("merge1", "quick"), data__hierarchy=str(tmp_path / "flat.json"))
     with pytest.raises(ConfigError, match="one level has nothing to merge or adapt"):
         experiment.load_data(config)
+
+
+def test_a_rule_that_cannot_adapt_the_hierarchy_is_refused(tiny, tmp_path):
+    """`euclidean_projection` takes two levels; with three, an error before images are read."""
+    one = cifar100_hierarchy()
+    three = dataclasses.replace(
+        one,
+        levels=("all", *one.levels),
+        names=(("living", "made"), *one.names),
+        parents=([int(i > 9) for i in range(20)], *one.parents),
+    )
+    three.to_json(tmp_path / "three.json")
+    fields = {"data__hierarchy": str(tmp_path / "three.json"), "data__final": True}
+    config = changed(compose("merge1", "quick"), adapt__rule="euclidean_projection", **fields)
+    with pytest.raises(ConfigError, match="adapt.rule=euclidean_projection: .*two levels"):
+        experiment.load_data(config)
+    config = changed(compose("merge1", "quick"), adapt__rule="top_down", **fields)
+    assert experiment.load_data(config).hierarchy == three
 
 
 def test_a_ragged_hierarchy_is_not_trained_on(tiny, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 
 from hiercls_jax import adjust
+from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.adaptation.inequality import adjust_incomplete, adjust_multilabel
 
 SUM = 1e-6
@@ -232,7 +233,7 @@ def test_gradients_are_those_of_the_loop(rule):
 
     step = 1e-5
     wanted = [(loop(x + e) - loop(x - e)) / (2 * step) for e in step * np.eye(C + F)]
-    with jax.enable_x64(True):
+    with enable_x64(True):
         got = jax.jacfwd(lambda x: jnp.concatenate(RULES[rule](x[:C], x[C:], s, 0.7)))(x[0])
         back = jax.jacrev(lambda x: jnp.concatenate(RULES[rule](x[:C], x[C:], s, 0.7)))(x[0])
     np.testing.assert_allclose(got, np.transpose(wanted), atol=1e-6)
@@ -249,7 +250,7 @@ def test_jit_vmap_broadcast_and_types(rule):
     assert_close(jax.jit(RULES[rule])(*args, grid[3]), [x[3] for x in looped_over])
     per_sample = jax.vmap(lambda p, f: RULES[rule](p, f, args[2], grid[3]))(*args[:2])
     assert_close(per_sample, [x[3] for x in looped_over])
-    with jax.enable_x64(True):
+    with enable_x64(True):
         exact = [x.astype(np.float64) for x in args[:2]]
         wide = RULES[rule](*exact, args[2], 0.7)
         assert_close(wide, looped(rule, *exact, args[2], 0.7), atol=1e-15)

@@ -634,9 +634,6 @@ def test_the_jobset_is_what_the_api_takes():
 @pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:DeprecationWarning")
 def test_the_command_of_each_pod_is_one_that_the_training_takes(monkeypatch):
     """Every flag and config field exists; the pods are the processes of one cluster."""
-    from absl import flags
-    from absl.testing import flagsaver
-
     from hiercls_jax import experiment
     from hiercls_jax.commands import train
 
@@ -646,13 +643,10 @@ def test_the_command_of_each_pod_is_one_that_the_training_takes(monkeypatch):
     (container,) = job["template"]["spec"]["containers"]
     module, *words = container["command"][2:]
     for index in range(job["completions"]):
-        with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
-            sent = [word.replace("$(PROCESS_ID)", str(index)) for word in words]
-            monkeypatch.setattr(sys, "argv", [module, *sent])  # config files are found there
-            assert train.parse_flags(sys.argv) == [module]
-            experiment.check(train.CONFIG.value)
-            cluster = train._cluster()
+        sent = [word.replace("$(PROCESS_ID)", str(index)) for word in words]
+        options = train._parse([module, *sent])
+        experiment.check(options.config)
+        cluster = train._cluster(options)
         assert (cluster.processes, cluster.process_id) == (job["completions"], index)
         port = container["ports"][0]["containerPort"]
         assert cluster.coordinator == f"hiercls-train-0-0.hiercls:{port}"

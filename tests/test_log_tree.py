@@ -15,6 +15,7 @@ from jax.test_util import check_grads
 from trees import SCALES, SIZES, N, closed_form, draw_tree, is_leaf, make, to_marginals, trees
 
 from hiercls_jax.adaptation.adjust import adjust
+from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.adaptation.log_tree import adjust_tree_log, log_group_sum, log_marginals
 from hiercls_jax.adaptation.tree import adjust_tree, largest_alpha, marginals
 
@@ -163,7 +164,7 @@ def test_derivatives_are_those_of_finite_differences():
     """With respect to logits of every level and α, on a ragged tree in float64."""
     rng = np.random.default_rng(1)
     tree = draw_tree(rng, 3)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         logits = [jnp.asarray(rng.normal(size=(2, n))) for n in tree.sizes]
         function = jax.jit(lambda x, a: adjust_tree_log(log_marginals(x, tree), tree, a))
         check_grads(function, (logits, 0.7), order=1, modes=("rev",))

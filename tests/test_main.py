@@ -13,8 +13,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import small
-from absl import flags
-from absl.testing import flagsaver
 from made_up import page_data
 
 from hiercls_jax import experiment
@@ -43,13 +41,7 @@ def command(monkeypatch, capsys):
     cache = jax.config.jax_compilation_cache_dir
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
-        with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
-            try:
-                status = train.main(train.parse_flags(sys.argv))
-            except SystemExit as stop:
-                status = stop.code
+        status = train.main(["train", *arguments])
         jax.config.update("jax_compilation_cache_dir", cache)
         return status, *capsys.readouterr()
 
@@ -141,7 +133,7 @@ def test_summary(command):
 @pytest.mark.parametrize(
     ("raised", "status", "message"),
     [
-        (OSError(28, "No space left on device", "x.npz"), 1, "No space left on device: 'x.npz'"),
+        (OSError(28, "No space left on device", "x.npz"), 1, "x.npz: No space left on device"),
         (Interrupted(signal.SIGTERM, 7), 143, "stopped by SIGTERM after step 7; saved. The same"),
         (Interrupted(signal.SIGINT, 7), 130, "stopped by SIGINT after step 7; saved. The same"),
         (KeyboardInterrupt(), 130, "stopped. The same command again"),

@@ -536,6 +536,16 @@ def test_a_family_from_outside_trains_merged(monkeypatch):
     )
 
 
+def test_a_recipe_belongs_to_its_family(monkeypatch):
+    """The families of the project and those from outside bring a recipe, or train with ResNet's."""
+    for name, family in (("toy", Toy), ("own", type("Own", (Toy,), {"RECIPE": {"epochs": 3}}))):
+        monkeypatch.setitem(registry._FAMILIES, name, family)
+    assert registry.recipe("resnet29") is resnet.ResNet.RECIPE
+    assert registry.recipe("densenet10") is densenet.DenseNet.RECIPE
+    assert registry.recipe("own1") == {"epochs": 3}
+    assert registry.recipe("toy1") is resnet.ResNet.RECIPE
+
+
 @pytest.mark.parametrize("arch", SMALL)
 def test_a_stem_stride_makes_all_behind_it_cheaper(arch):
     """`stem_stride=2` keeps every parameter and quarters the multiply-adds of every convolution."""

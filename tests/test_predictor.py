@@ -22,11 +22,10 @@ from PIL import Image
 import hiercls_jax
 from hiercls_jax import __main__, experiment
 from hiercls_jax.adaptation.tree import adjust_tree
-from hiercls_jax.commands import predict
 from hiercls_jax.data import folder
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import predictions
-from hiercls_jax.experiment import run
+from hiercls_jax.experiment import predictor, run
 from hiercls_jax.models import registry
 from hiercls_jax.runtime import parallel
 from hiercls_jax.training import checkpoint
@@ -59,7 +58,7 @@ def _here(root, cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry._FAMILIES, "toy", small.Toy)
         patch.setattr(parallel, "use_cpu_devices", lambda *_: None)
-        patch.setattr(run.report, "draw", lambda *_: None)
+        patch.setattr(run.figures, "draw_run", lambda *_: None)
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         yield
 
@@ -145,7 +144,7 @@ def test_it_says_what_its_run_said(trained, workdir, images):
 def test_it_says_in_a_line_what_it_is(trained):
     """Printed, it is what goes in, what comes out and its alpha, not all that it has learned."""
     assert repr(trained) == (
-        "Predictor(uint8 [N, 8, 8, 3] to 'tone' [N, 2], 'colour' [N, 4]; alpha = 0.70)"
+        "Predictor(uint8 [N, 8, 8, 3] to 'tone' [N, 2], 'colour' [N, 4]; rule 'kl', alpha = 0.70)"
     )
 
 
@@ -372,18 +371,21 @@ def test_ctrl_c_is_one_line(command, monkeypatch, words):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict.predictor, "load", interrupt)
+    monkeypatch.setattr(predictor, "load", interrupt)
     said = "stopped; nothing was written, and the same command begins anew\n"
     assert command(*words, "--workdir=work") == (130, "", said)
 
 
-@pytest.mark.parametrize("name", ["predict", "export"])
-def test_help_has_an_example(command, name):
-    """`--help` shows how either command is called, and all flags."""
+@pytest.mark.parametrize(
+    ("name", "flag_names"),
+    [("predict", ["--workdir", "--[no]json"]), ("export", ["--workdir", "--out"])],
+)
+def test_help_has_an_example(command, name, flag_names):
+    """`--help` shows how either command is called, and all its flags."""
     status, out, err = command(name, "--help")
     assert (status, err) == (0, "")
     assert f"python -m hiercls_jax {name} --workdir=runs/merge1-quick" in out
-    for flag in ("--workdir", "--[no]json", "--out"):
+    for flag in flag_names:
         assert flag in out
 
 

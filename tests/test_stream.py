@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from small import HIERARCHY, image_folder, schedule, split, task
 
-from hiercls_jax.data import folder, stream
+from hiercls_jax.data import folder, image_files, stream
 from hiercls_jax.data.dataset import DataError, Dataset, hold_out
 from hiercls_jax.experiment import predictor
 from hiercls_jax.runtime import parallel
@@ -227,7 +227,7 @@ def test_images_are_looked_at_once(root, monkeypatch):
     """A second start decodes nothing; after a change to a file, everything is looked at again."""
     before = folder.stream(root, HIERARCHY, 8)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "look_at", None)
+        patch.setattr(folder, "survey_images", None)
         again = folder.stream(root, HIERARCHY, 8)
     for name in before:
         np.testing.assert_array_equal(before[name].sums(), again[name].sums())
@@ -240,7 +240,7 @@ def test_one_process_looks_for_all(root, monkeypatch):
     """The others take what it found, and decode nothing; with other files they are refused."""
     sent = []
     folder.stream(root, HIERARCHY, 8, lambda compute: sent.append(compute()) or sent[0])
-    monkeypatch.setattr(folder, "look_at", None)
+    monkeypatch.setattr(folder, "survey_images", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "another"))
     other = folder.stream(root, HIERARCHY, 8, lambda compute: sent[0])
     held = folder.read(root, HIERARCHY, 8)
@@ -260,15 +260,15 @@ def test_files_are_predicted_a_batch_at_a_time(root, monkeypatch):
         }
         return {"adapted": p, "unadapted": p}
 
-    trained = predictor.SplitPredictor(HIERARCHY, (8, 8, 3), alpha=1.0, batch=8, forward=forward)
-    files, read, read_files = sorted((root / "train").rglob("*.*")), [], folder.read_files
+    trained = predictor.Predictor(HIERARCHY, (8, 8, 3), alpha=1.0, batch=8, forward=forward)
+    files, read, read_files = sorted((root / "train").rglob("*.*")), [], image_files.read_files
     expected = trained(trained.read(files))
 
     def counting(paths, shape):
         read.append(len(paths))
         return read_files(paths, shape)
 
-    monkeypatch.setattr(folder, "read_files", counting)
+    monkeypatch.setattr(image_files, "read_files", counting)
     found = trained.of_files(files)
     assert read == [8] * 6 + [2]
     for part in ("adapted", "unadapted", "names"):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from hiercls_jax.commands.predict import _columns, _padded
-from hiercls_jax.data import cifar100
+from hiercls_jax.data import download
 from hiercls_jax.tables import streaming
 from hiercls_jax.training.tracking import Tracker
 
@@ -75,7 +75,7 @@ def adapting(folder):
 
 def downloading(folder):
     """Count bytes of a download."""
-    with cifar100._bar(169_001_437, "B", "downloading") as bar:
+    with download.progress_bar(169_001_437, "B", "downloading") as bar:
         for _ in range(3):
             bar.update(50_000_000)
             bar.refresh()

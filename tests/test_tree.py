@@ -5,6 +5,7 @@ at most 1 (SUM, absolute), or a product of some ten sums of positive terms (RATI
 """
 
 from fractions import Fraction
+from functools import partial
 
 import hypothesis.strategies as st
 import jax
@@ -30,6 +31,7 @@ from trees import marginals as draw_marginals
 
 from hiercls_jax.adaptation import tree as module
 from hiercls_jax.adaptation.adjust import adjust
+from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.adaptation.tree import (
     adjust_tree,
     coherent_target,
@@ -149,7 +151,7 @@ def test_is_the_minimum_that_an_optimiser_finds(depth, ragged):
     found = minimize(
         objective, np.zeros(member.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-9}
     )
-    with jax.enable_x64(True):
+    with enable_x64(True):
         target = coherent_target(levels, tree, weights)
     ours = np.concatenate([np.asarray(p)[0, x] for p, x in zip(target, leaf, strict=True)])
     assert objective(np.log(ours))[0] <= found.fun + 1e-12
@@ -312,7 +314,7 @@ def test_everything_is_finite(tree, data, alpha):
         assert np.isfinite(array).all()
 
 
-@jax.jit(static_argnums=2)
+@partial(jax.jit, static_argnums=2)
 def finite_check(levels, alpha, tree):
     """Results, and gradients of a sum of them in which no two classes weigh the same."""
 
@@ -329,7 +331,7 @@ def test_derivatives_are_those_of_finite_differences():
     """With respect to every level and α, on a ragged tree in float64."""
     rng = np.random.default_rng(2)
     tree = draw_tree(rng, 3)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         levels = [jnp.asarray(rng.dirichlet(np.ones(n), 2)) for n in tree.sizes]
         check_grads(
             lambda p, a: adjust_tree(p, tree, a), (levels, 0.7), order=1, modes=("fwd", "rev")
@@ -402,7 +404,7 @@ def test_leading_axes_and_jit():
 def test_result_types(x64, given_dtype, wanted):
     """float32, or float64 for float64 input under x64."""
     levels, tree = example()
-    with jax.enable_x64(x64):
+    with enable_x64(x64):
         levels = [p.astype(jnp.dtype(given_dtype)) for p in levels]
         for results in (adjust_tree(levels, tree, 1.1), interpolate(levels, levels, 0.5)):
             assert {p.dtype for p in results} == {jnp.dtype(wanted)}

@@ -5,13 +5,13 @@
 
 from numbers import Real
 
-import jax
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hiercls_jax.adaptation.alpha import alpha_search
+from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.adaptation.tree import SUM_TOLERANCE, check_weights, interpolate
 from hiercls_jax.hierarchy import Hierarchy
@@ -116,13 +116,12 @@ class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin,
         X = validate_data(self, X, dtype=FLOATS, reset=False)
         self._check_probabilities(X)
         levels = self._levels(X)
-        with jax.enable_x64(True):
+        with enable_x64(True):
             return np.hstack(interpolate(levels, self._target(levels), self.alpha_))
 
     def _target(self, levels) -> tuple[np.ndarray, ...]:
-        options = {} if self.weights is None else {"weights": self.weights}
-        with jax.enable_x64(True):  # or float64 would become float32
-            return RULES[self.rule].target(levels, self.hierarchy, **options)
+        with enable_x64(True):  # or float64 would become float32
+            return RULES[self.rule].target(levels, self.hierarchy, self.weights)
 
     def _levels(self, X) -> list[np.ndarray]:
         return np.split(X, np.cumsum(self.hierarchy.sizes)[:-1], axis=1)
@@ -159,11 +158,8 @@ class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin,
             )
         if self.rule not in RULES:
             raise ValueError(f"rule={self.rule!r}: allowed are {', '.join(map(repr, RULES))}")
-        rule = RULES[self.rule]
         check_weights(self.weights, self.hierarchy.num_levels)
-        if self.weights is not None and not rule.weighs:
-            raise ValueError(f"rule={self.rule!r} takes no weights; leave weights=None")
-        largest = min(rule.largest_alpha(self.hierarchy.num_levels, weights=self.weights))
+        largest = min(RULES[self.rule].largest_alpha(self.hierarchy, self.weights))
         tune = isinstance(self.alpha, str) and self.alpha == "tune"
         if not (tune or isinstance(self.alpha, Real) and 0 <= self.alpha <= largest):
             raise ValueError(

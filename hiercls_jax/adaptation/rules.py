@@ -16,25 +16,33 @@ child at every level below.
     euclidean_projection             nearest to both levels in Euclidean distance
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from hiercls_jax.adaptation.adjust import share_of_group
 from hiercls_jax.adaptation.layout import classes_first
 from hiercls_jax.adaptation.log_tree import log_group_sum, safe_log
 from hiercls_jax.adaptation.tree import (
+    adjust_tree,
+    check_alpha,
     check_levels,
     check_weights,
     coherent_target,
     column,
+    interpolate,
     largest_alpha,
     leaves,
 )
 from hiercls_jax.hierarchy import Hierarchy
+
+Levels = Sequence[ArrayLike]
+Weights = Sequence[float] | None
 
 
 def bottom_up(probs: Sequence, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
@@ -117,36 +125,135 @@ def euclidean_projection(probs: Sequence, hierarchy: Hierarchy) -> tuple[jax.Arr
     Raises:
       ValueError: for a hierarchy that has not two levels.
     """
+    _check_two_levels(hierarchy)
     probs = check_levels(probs, hierarchy)
-    if len(probs) != 2:
-        raise ValueError(
-            f"the Euclidean projection is for two levels, this hierarchy has {len(probs)}; use the "
-            "rule 'kl' for any depth"
-        )
     shallow = np.flatnonzero(leaves(hierarchy)[0])
     return _project(probs, np.concatenate([hierarchy.parents[0], shallow]), shallow)
 
 
-class Rule(NamedTuple):
-    """A rule: its target, and up to which alpha interpolation stays non-negative."""
+class Rule(Protocol):
+    """A rule that makes levels agree: its target, and adaptation by it.
 
-    target: Callable  # (probs, hierarchy) -> levels; `weights` too, where it weighs levels
-    largest_alpha: Callable  # (number of levels, weights=None) -> one alpha per level
+    Every method raises a ValueError for a hierarchy that the rule cannot adapt, and for weights if
+    the rule takes none.
+    """
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the rule takes a weight for each level."""
+
+    def target(
+        self, probs: Levels, hierarchy: Hierarchy, weights: Weights = None
+    ) -> tuple[jax.Array, ...]:
+        """Return the coherent levels to which alpha = 1 leads.
+
+        Args:
+          probs: L arrays `[..., N_l]` of marginals, coarsest level first.
+          hierarchy: L levels of N_l classes.
+          weights: L non-negative numbers, or None for equal weights.
+
+        Returns:
+          L arrays of the shapes of `probs`.
+        """
+
+    def largest_alpha(self, hierarchy: Hierarchy, weights: Weights = None) -> tuple[float, ...]:
+        """Return the largest alpha of each level, up to which no probability is negative."""
+
+    def adjust(
+        self, probs: Levels, hierarchy: Hierarchy, alpha: ArrayLike, weights: Weights = None
+    ) -> tuple[jax.Array, ...]:
+        """Return (1-α) probs + α target.
+
+        Args:
+          probs, hierarchy, weights: as for `target`.
+          alpha: one number for all levels, or L of them, from 0 to `largest_alpha`. The range is
+            checked unless `alpha` is traced.
+
+        Returns:
+          L arrays of the shapes of `probs`.
+        """
+
+
+class _AlgorithmOne:
+    """The rule `kl`: `adjust_tree`, which cancels nothing and goes beyond alpha = 1."""
+
+    weighs = True
+
+    def target(
+        self, probs: Levels, hierarchy: Hierarchy, weights: Weights = None
+    ) -> tuple[jax.Array, ...]:
+        return coherent_target(probs, hierarchy, weights)
+
+    def largest_alpha(self, hierarchy: Hierarchy, weights: Weights = None) -> tuple[float, ...]:
+        return largest_alpha(hierarchy.num_levels, weights)
+
+    def adjust(
+        self, probs: Levels, hierarchy: Hierarchy, alpha: ArrayLike, weights: Weights = None
+    ) -> tuple[jax.Array, ...]:
+        return adjust_tree(probs, hierarchy, alpha, weights)
+
+
+class Target(Protocol):
+    """A function that returns the coherent target of levels."""
+
+    def __call__(
+        self, probs: Levels, hierarchy: Hierarchy, weights: Weights, /
+    ) -> tuple[jax.Array, ...]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Interpolation:
+    """A rule given by its target: it interpolates between levels and target, up to alpha = 1."""
+
+    name: str
+    function: Target
     weighs: bool = False
+    two_levels_only: bool = False
+
+    def target(
+        self, probs: Levels, hierarchy: Hierarchy, weights: Weights = None
+    ) -> tuple[jax.Array, ...]:
+        self._check(hierarchy, weights)
+        return self.function(probs, hierarchy, weights)
+
+    def largest_alpha(self, hierarchy: Hierarchy, weights: Weights = None) -> tuple[float, ...]:
+        self._check(hierarchy, weights)
+        return (1.0,) * hierarchy.num_levels
+
+    def adjust(
+        self, probs: Levels, hierarchy: Hierarchy, alpha: ArrayLike, weights: Weights = None
+    ) -> tuple[jax.Array, ...]:
+        check_alpha(alpha, self.largest_alpha(hierarchy, weights))
+        probs = check_levels(probs, hierarchy)
+        return interpolate(probs, self.target(probs, hierarchy, weights), alpha)
+
+    def _check(self, hierarchy: Hierarchy, weights: Weights) -> None:
+        if weights is not None and not self.weighs:
+            raise ValueError(f"rule={self.name!r} takes no weights; leave weights=None")
+        if self.two_levels_only:
+            _check_two_levels(hierarchy)
 
 
-def _one(num_levels: int, weights: Sequence[float] | None = None) -> tuple[float, ...]:
-    return (1.0,) * num_levels
+def _check_two_levels(hierarchy: Hierarchy) -> None:
+    if hierarchy.num_levels != 2:
+        raise ValueError(
+            "the Euclidean projection is for two levels, this hierarchy has "
+            f"{hierarchy.num_levels}; use the rule 'kl' for any depth"
+        )
 
 
-RULES = {
-    "kl": Rule(coherent_target, largest_alpha, weighs=True),
-    "bottom_up": Rule(bottom_up, _one),
-    "top_down": Rule(top_down, _one),
-    "product_of_experts": Rule(product_of_experts, _one),
-    "geometric_pooling": Rule(geometric_pooling, _one, weighs=True),
-    "euclidean_projection": Rule(euclidean_projection, _one),
-}
+_INTERPOLATIONS = (
+    _Interpolation("bottom_up", lambda probs, tree, _: bottom_up(probs, tree)),
+    _Interpolation("top_down", lambda probs, tree, _: top_down(probs, tree)),
+    _Interpolation("product_of_experts", lambda probs, tree, _: product_of_experts(probs, tree)),
+    _Interpolation("geometric_pooling", geometric_pooling, weighs=True),
+    _Interpolation(
+        "euclidean_projection",
+        lambda probs, tree, _: euclidean_projection(probs, tree),
+        two_levels_only=True,
+    ),
+)
+RULES: dict[str, Rule] = {"kl": _AlgorithmOne()} | {rule.name: rule for rule in _INTERPOLATIONS}
 
 
 @classes_first

@@ -275,12 +275,3 @@ def check_alpha(alpha, largest: Sequence[float]) -> None:
             f"alpha of level {level} must lie in [0, {largest[level]:g}], where no probability "
             f"turns negative; got {values[level]:g}"
         )
-
-
-def cuts(levels: Sequence[np.ndarray], hierarchy: Hierarchy) -> list[np.ndarray]:
-    """Return the probabilities of every level's cut: the level, then the leaves above it."""
-    leaves = [p[:, hierarchy.is_leaf(level)] for level, p in enumerate(levels[:-1])]
-    return [
-        np.concatenate([p, *leaves[:level]], axis=1) if hierarchy.ragged else p
-        for level, p in enumerate(levels)
-    ]

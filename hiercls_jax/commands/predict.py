@@ -1,116 +1,54 @@
-"""The commands of a trained network: `predict` looks at image files, `export` makes it one file.
+"""The predict command: what a trained network sees in image files.
 
     python -m hiercls_jax predict --workdir=runs/merge1-quick cat.png dog.jpg
     python -m hiercls_jax predict --workdir=runs/merge1-quick --json cat.png
-    python -m hiercls_jax export --workdir=runs/merge1-quick --out=model.stablehlo
 
-`predict` prints the most probable classes of each image (PNG, JPEG, WebP; resized to the size that
-the network was trained on) at each level, as the network gives them and adapted with the alpha that
-the run tuned.
-
-`export` writes the network with its adaptation as StableHLO for CPUs, CUDA GPUs and TPUs, by
-jax.export. To run it, Python needs the packages jax and flatbuffers alone:
-
-    program = export.deserialize(open("model.stablehlo", "rb").read())    # from jax import export
-    program.call(images)["adapted"]["fine"]    # images uint8 [N, H, W, 3]; or "unadapted"
+It prints the most probable classes of each image (PNG, JPEG, WebP; resized to the size that the
+network was trained on) at each level, as the network gives them and adapted with the alpha that the
+run tuned.
 
 Exit status: 0 done; 1 an error that the one line on stderr explains; 2 a wrong command line; 130
 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 import json
-import sys
 import unicodedata
 from collections.abc import Sequence
 
-import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
-from hiercls_jax.errors import UserError, one_line
+from hiercls_jax.commands.command_line import CommandFlags, keep_compiled_programs, run_command
 from hiercls_jax.experiment import predictor
 from hiercls_jax.experiment.predictor import Answer, Predictor
-from hiercls_jax.files import cache_folder
 
-TOP = 3  # classes that are shown of each level
+SEE = "; see python -m hiercls_jax predict --help"
+STOPPED = "stopped; nothing was written, and the same command begins anew"
+TOP = 3  # classes shown for each level
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command and return its exit status; what goes wrong is one line on stderr."""
-    command, *_ = argv
-    try:
-        options, files = _parse(argv)
-    except flags.Error as error:
-        text = one_line(error)
-        print(f"error: {text}; see python -m hiercls_jax {command} --help", file=sys.stderr)
-        return 2
-    if options.help:
-        print(f"{__doc__}\n{options.module_help(__name__)}")
-        return 0
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file that it reads
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-    try:
-        print(_predict(options, files) if command == "predict" else _export(options))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # no error: `__main__` ends quietly
-        raise
-    except OSError as error:
-        text = one_line(f"{error.filename}: {error.strerror or error}")
-        print(f"error: {text}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written, and the same command begins anew", file=sys.stderr)
-        return 130
-    return 0
+    """Run the command and return its exit status; what a user can mend is one line on stderr.
+
+    Args:
+      argv: the command's name, then its arguments.
+    """
+    return run_command(lambda: _predict(argv), SEE, STOPPED)
 
 
-def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-    command, *_ = argv
-    values = flags.FlagValues()  # the command's own: other modules' flags are not accepted here
-    required = ["workdir"]
-
-    def define(kind, name, default, text):
-        kind(name, default, text, flag_values=values, module_name=__name__)
-
-    define(flags.DEFINE_bool, "help", False, "Show this help.")
-    define(flags.DEFINE_string, "workdir", None, "The --config.workdir of a finished training run.")
-    if command == "predict" or "--help" in argv:
-        define(flags.DEFINE_bool, "json", False, "predict: print JSON.")
-    if command == "export" or "--help" in argv:
-        define(flags.DEFINE_string, "out", None, "export: the file to write.")
-        required.append("out")
-    if "--help" in argv:
-        argv = [command, "--help"]
-    else:
-        flags.mark_flags_as_required(required, flag_values=values)
-    _, *files = values(list(argv))
-    if command == "export" and files:
-        raise flags.UnrecognizedFlagError(files[0], "")
-    if command == "predict" and not files and not values.help:
-        raise flags.Error("no image file is named")
-    return values, files
-
-
-def _predict(options: flags.FlagValues, files: list[str]) -> str:
-    trained = predictor.load(options.workdir, min(len(files), predictor.BATCH))
-    answer = trained.of_files(files)
-    describe = _as_json if options.json else _as_table
-    return describe(trained, files, answer)
-
-
-def _export(options: flags.FlagValues) -> str:
-    trained = predictor.load(options.workdir)
-    trained.export(options.out)
-    h, w, _ = trained.shape
-    sizes = zip(trained.hierarchy.levels, trained.hierarchy.sizes, strict=True)
-    return (
-        f"wrote {options.out} for {', '.join(predictor.PLATFORMS)}: uint8 images [N, {h}, {w}, 3] "
-        "to 'adapted' and 'unadapted' probabilities of "
-        + ", ".join(f"'{level}' [N, {classes}]" for level, classes in sizes)
-        + f"; alpha = {trained.alpha:.2f}; class names are in {options.workdir}/hierarchy.json"
+def _predict(argv: Sequence[str]) -> None:
+    options = CommandFlags(__name__)
+    workdir = options.define(
+        flags.DEFINE_string, "workdir", None, "The --config.workdir of a finished training run."
     )
+    as_json = options.define(flags.DEFINE_bool, "json", False, "Print JSON.")
+    files = options.parse(argv, required=["workdir"])
+    if not files:
+        raise flags.Error("no image file is named")
+    keep_compiled_programs()
+    trained = predictor.load(workdir.value, min(len(files), predictor.BATCH))
+    describe = _as_json if as_json.value else _as_table
+    print(describe(trained, files, trained.of_files(files)))
 
 
 def _top(p: np.ndarray, names: Sequence[str]) -> list[tuple[str, float]]:
@@ -127,7 +65,7 @@ def _guesses(trained: Predictor, of_level: dict[str, np.ndarray], image: int) ->
 
 
 def _as_json(trained: Predictor, files: list[str], answer: Answer) -> str:
-    def listed(of_level, image):
+    def listed(of_level: dict[str, np.ndarray], image: int) -> dict[str, list]:
         return {
             level: [{"class": name, "probability": p} for name, p in guesses]
             for level, guesses in _guesses(trained, of_level, image).items()

@@ -1,142 +1,146 @@
 """The training command: train a variant, adapt its predictions, report.
 
+    hiercls-jax train merge1:quick
+    hiercls-jax train merge1 --config.data.dir=DIR
+    hiercls-jax train merge1 --mode=summary
+
+The first word names the config: separate, merge0, merge1, merge2 or merge3, with arguments after a
+colon. A config may be a file instead, and the project's folder has one for each of these names:
+
     python -m hiercls_jax.main --config=configs/merge1.py:quick
     python -m hiercls_jax.main --config=configs/merge1.py --config.data.dir=DIR
     python -m hiercls_jax.main --config=configs/merge1.py --mode=summary
 
-The same command again resumes what was stopped. Exit status: 0 finished, 1 an error that the last
-line explains, 2 a wrong command line, 143 stopped by SIGTERM and saved, 130 by Ctrl-C likewise.
+The same command again resumes a run that was stopped. Exit status: 0 finished; 1 an error that the
+last line explains; 2 a wrong command line; stopped and saved, 143 by SIGTERM and 130 by Ctrl-C.
 """
 
-import gc
 import json
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
 from hiercls_jax import experiment
-from hiercls_jax.commands.command_line import explain, reader_gone
-from hiercls_jax.errors import UserError, one_line
+from hiercls_jax.commands.command_line import (
+    CommandFlags,
+    keep_compiled_programs,
+    reader_gone,
+    run_command,
+)
+from hiercls_jax.errors import UserError
 from hiercls_jax.experiment import run
 from hiercls_jax.runtime.parallel import Cluster
+from hiercls_jax.runtime.signals import exit_status
 from hiercls_jax.training.loop import Interrupted
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file of configs/, with arguments after a colon.", lock_config=True
-)
-MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "evaluate", "summary"],
-    "train: train (or resume), predict, adapt, report. evaluate: the same from the newest "
-    "checkpoint, without training. summary: print parameters and multiply-adds.",
-)
-DISTRIBUTED = flags.DEFINE_bool(
-    "distributed",
-    False,
-    "Train together with other processes that run this command. On Cloud TPUs and under Slurm or "
-    "Open MPI that is all; elsewhere give --coordinator, --processes and --process_id too.",
-)
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-PROCESSES = flags.DEFINE_integer("processes", None, "How many processes train together.", 1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
-flags.DEFINE_bool(
-    "huge_pages",
-    True,
-    "On a CPU under Linux: restart once, so that malloc takes large arrays from huge pages. "
-    "--nohuge_pages turns it off.",
-)
-JSON = flags.DEFINE_bool("json", False, "With --mode=summary: print JSON.")
+SEE = "\nSee: python -m hiercls_jax.main --help"
+STOPPED = "stopped. The same command again goes on from what is saved."
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; what goes wrong by a user's mistake is one line on stderr."""
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit status; what a user can mend is one line on stderr.
+
+    Args:
+      argv: the command's name, then its arguments.
+    """
+    return run_command(lambda: _main(argv), SEE, STOPPED)
+
+
+def _main(argv: Sequence[str]) -> int:
+    options = _parse(argv)
+    work = partial(_train, options, argv[1:])
+    return _one_of_many(work) if options["distributed"].value else work()
+
+
+def _one_of_many(work: Callable[[], int]) -> int:
+    """Do the work of one of several processes; if it fails, end this process at once.
+
+    At a regular exit JAX would wait minutes for the others, which wait for this process.
+    """
     try:
-        status = _main(argv)
+        status = run_command(work, SEE, STOPPED)
+    except BrokenPipeError:
+        status = reader_gone()
     except Exception:
-        if not DISTRIBUTED.value:
-            raise
         traceback.print_exc()
         status = 1
-    if status in (1, 128 + signal.SIGPIPE) and DISTRIBUTED.value:
-        # At a regular exit JAX would wait minutes for the others, who wait for this process.
+    if status in (1, exit_status(signal.SIGPIPE)):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     return status
 
 
-def _main(argv: list[str]) -> int:
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file that it writes
+def _parse(argv: Sequence[str]) -> flags.FlagValues:
+    options = CommandFlags(__name__)
+    define = options.define
+    _, argv = options.define_config(
+        argv, experiment.named_config, "A file of configs/, with arguments after a colon."
+    )
+    define(
+        flags.DEFINE_enum,
+        "mode",
+        "train",
+        ["train", "evaluate", "summary"],
+        "train: train (or resume), predict, adapt, report. evaluate: the same from the newest "
+        "checkpoint, without training. summary: print parameters and multiply-adds.",
+    )
+    define(
+        flags.DEFINE_bool,
+        "distributed",
+        False,
+        "Train together with other processes that run this command. On Cloud TPUs and under Slurm "
+        "or Open MPI that is all; elsewhere give --coordinator, --processes and --process_id too.",
+    )
+    define(flags.DEFINE_string, "coordinator", None, "HOST:PORT of process 0.")
+    define(
+        flags.DEFINE_integer, "processes", None, "How many processes train together.", lower_bound=1
+    )
+    define(flags.DEFINE_integer, "process_id", None, "This process, from 0.", lower_bound=0)
+    define(
+        flags.DEFINE_bool,
+        "huge_pages",  # `__main__` acts on it before anything is imported
+        True,
+        "On a CPU under Linux: restart once, so that malloc takes large arrays from huge pages. "
+        "--nohuge_pages turns it off.",
+    )
+    define(flags.DEFINE_bool, "json", False, "With --mode=summary: print JSON.")
+    unexpected = options.parse(argv)
+    if unexpected:
+        raise UserError(f"unexpected argument '{unexpected[0]}'; every setting is a --flag")
+    return options.values
+
+
+def _train(options: flags.FlagValues, command: Sequence[str]) -> int:
+    """Do what the flags ask for and return the exit status."""
+    if options.config is None:
+        raise UserError("--config is missing; try --config=configs/merge1.py:quick")
+    if options.json and options.mode != "summary":
+        raise UserError("--json goes with --mode=summary")
+    experiment.check(options.config)
+    if options.mode == "summary":
+        counts, table = run.summary(options.config)
+        print(json.dumps(counts, indent=1) if options.json else table)
+        return 0
+    keep_compiled_programs()
     try:
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument '{argv[1]}'; every setting is a --flag")
-        if CONFIG.value is None:
-            raise UserError("--config is missing; try --config=configs/merge1.py:quick")
-        if JSON.value and MODE.value != "summary":
-            raise UserError("--json goes with --mode=summary")
-        experiment.check(CONFIG.value)
-        if MODE.value == "summary":
-            counts, table = run.summary(CONFIG.value)
-            print(json.dumps(counts, indent=1) if JSON.value else table)
-        else:
-            run.run(CONFIG.value, MODE.value == "train", sys.argv[1:], _cluster())
-    except BrokenPipeError:
-        return reader_gone()
-    except (UserError, OSError) as error:  # such as a full disk
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+        run.run(options.config, options.mode == "train", list(command), _cluster(options))
     except Interrupted as stop:
         print(f"{stop}. The same command again goes on from there.", file=sys.stderr)
         return stop.status
-    except KeyboardInterrupt as stop:  # outside of training; it may say where
-        where = f" {stop}" if stop.args else ". The same command again goes on from what is saved."
-        print(f"stopped{where}", file=sys.stderr)
-        return 130
     return 0
 
 
-def _cluster() -> Cluster | None:
-    explicit = (COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+def _cluster(options: flags.FlagValues) -> Cluster | None:
+    explicit = (options.coordinator, options.processes, options.process_id)
     given = [value is not None for value in explicit]
-    if any(given) and not (all(given) and DISTRIBUTED.value):
+    if any(given) and not (all(given) and options["distributed"].value):
         raise UserError(
             "--coordinator, --processes and --process_id go together, and with --distributed"
         )
-    return Cluster(*explicit) if DISTRIBUTED.value else None
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parse flags; a config that cannot be read is one line, not a traceback."""
-    if {"--help", "--helpshort"} & set(argv):
-        print(f"{__doc__}\n{flags.FLAGS.module_help(__name__)}")
-        sys.exit(0)
-    try:
-        rest = flags.FLAGS(argv)
-        if CONFIG.value is not None:
-            CONFIG.value.to_dict()  # a config file that is not there is noticed at its first use
-        return rest
-    except BrokenPipeError:
-        raise
-    except SystemExit as stop:  # absl's status after help is 1
-        sys.exit(0 if "--helpfull" in argv else stop.code)
-    except Exception as e:  # a config file is a program, which may raise anything
-        print(f"error: {one_line(explain(e))}", file=sys.stderr)
-        print("See: python -m hiercls_jax.main --help", file=sys.stderr)
-        sys.exit(2)
-
-
-def program() -> None:
-    """Run the command as a program: parse the flags, run, and exit."""
-    gc.freeze()  # what was imported stays: no need to look through it again while JAX traces
-    try:
-        try:
-            app.run(main, flags_parser=parse_flags)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        sys.exit(reader_gone())
+    return Cluster(*explicit) if options["distributed"].value else None

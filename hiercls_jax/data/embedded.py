@@ -1,21 +1,24 @@
 """The embedded data set: 30,000 drawn images of CIFAR-100's shape, made in seconds, no download.
 
-Each 32x32 image shows one object, tilted, on a cluttered background and often partly hidden. Its
-coarse class is a family of shapes and a fill (`striped_star`), its fine class the shape itself
-(`striped_star_5`, of five points): 5 families x 4 fills = 20 coarse classes, with 5 fine classes
-each. Fills are quickly learned, shapes slowly, and a fine class looks like those of the same shape
-and another fill, so that both levels are mistaken, and not always together. Every class is its own
-mirror image, so that flips may augment it.
+Each 32x32 image shows one object, tilted, on a cluttered background and often partly hidden. The
+coarse class is a fill and a family of shapes (`striped_star`); the fine class is the shape
+(`striped_star_5` has five points). 5 families x 4 fills are 20 coarse classes, with 5 fine classes
+each. Networks learn fills quickly and shapes slowly, and confuse a fine class with the same shape
+in another fill, so they make errors at both levels, and not always together. Every class is its own
+mirror image, so training may flip the images.
 
-The images are the same bits on every machine and NumPy version: raw output of a bit generator
-(NumPy keeps the streams of its `Generator` methods only within a version) and integers throughout.
+The images have the same bits on every machine and with every NumPy version. To achieve that, all
+computation is in integers, and random numbers are the raw output of a bit generator, because NumPy
+may change the streams of its `Generator` methods between versions.
 """
 
 import hashlib
 
 import numpy as np
 
-from hiercls_jax.data.dataset import DataError, Split, cached
+from hiercls_jax.data.cache import cached
+from hiercls_jax.data.dataset import DataError, Request, Split
+from hiercls_jax.data.stream import OnPrimary
 from hiercls_jax.hierarchy import Hierarchy
 
 SIZE = 32  # pixels
@@ -37,8 +40,8 @@ VARIANTS = 5  # shapes of a family, fine classes of a coarse class
 TEMPLATE = 128  # samples along a side of a shape's drawing
 RADIUS = 60  # of the circle around the shape, in samples
 TILE = 32  # samples along a side of a fill's period
-# Images drawn at a time: what fits in a CPU's cache. Part of what the images are: a chunk's random
-# numbers are drawn one property after another.
+# Images drawn at a time: as many as fit in a CPU's cache. Another value gives other images, because
+# the random numbers of a chunk are drawn one property after another.
 CHUNK = 100
 _ONE = 1 << 16  # fixed point
 # (cos, sin) of 180°/n in fixed point, for the corners, points and petals.
@@ -58,8 +61,8 @@ def hierarchy() -> Hierarchy:
     >>> names[0][9], names[1][47]
     ('striped_star', 'striped_star_5')
     """
-    coarse = [f"{fill}_{family}" for family in FAMILIES for fill in FILLS]
-    fine = [f"{name}_{shape}" for name in coarse for shape in SHAPES[name.split("_")[1]]]
+    coarse = tuple(f"{fill}_{family}" for family in FAMILIES for fill in FILLS)
+    fine = tuple(f"{name}_{shape}" for name in coarse for shape in SHAPES[name.split("_")[1]])
     return Hierarchy(("coarse", "fine"), (coarse, fine), (np.arange(len(fine)) // VARIANTS,))
 
 
@@ -70,30 +73,35 @@ def super_hierarchy() -> Hierarchy:
     return Hierarchy(("super", *two.levels), (FAMILIES, *two.names), (families, *two.parents))
 
 
+def load_splits(request: Request, hierarchy: Hierarchy, on_primary: OnPrimary) -> dict[str, Split]:
+    """Return `load()`, whatever the request; see `sources.SourceModule`."""
+    return load()
+
+
 def load() -> dict[str, Split]:
-    """Return the splits 'train' and 'test', drawn at the first call and read from the cache then.
+    """Return the splits 'train' and 'test': drawn by the first call, read from the cache later.
 
     Raises:
-      DataError: where this machine draws other images than those that `CHECKSUM` stands for.
+      DataError: if this machine draws images that do not match `CHECKSUM`.
     """
-    return cached("embedded", {"checksum": CHECKSUM}, _drawn)
+    return cached("embedded", {"checksum": CHECKSUM}, Split, _generate_verified)
 
 
-def _drawn() -> dict[str, Split]:
-    # Only images with the right sum enter the cache, and the cache verifies what it reads.
+def _generate_verified() -> dict[str, Split]:
+    # Only images with the right checksum enter the cache, and the cache verifies what it reads.
     splits = generate()
-    found = checksum(splits)
-    if found != CHECKSUM:
+    actual = checksum(splits)
+    if actual != CHECKSUM:
         raise DataError(
-            f"the embedded images drawn here have the SHA-256 {found} instead of {CHECKSUM}: "
-            f"results on them could not be compared with anyone else's; NumPy {np.__version__} "
-            "computes integers otherwise here, so try another build of it"
+            f"the embedded images drawn here have the SHA-256 {actual} instead of {CHECKSUM}, so "
+            "results on them could not be compared with anyone else's; NumPy "
+            f"{np.__version__} computes integers differently here: try another build of it"
         )
     return splits
 
 
 def checksum(splits: dict[str, Split]) -> str:
-    """Return the SHA-256 sum of all images and labels, to be compared with `CHECKSUM`."""
+    """Return the SHA-256 of all images and labels, to be compared with `CHECKSUM`."""
     digest = hashlib.sha256()
     for name in COUNTS:
         digest.update(splits[name].images.tobytes())
@@ -102,7 +110,7 @@ def checksum(splits: dict[str, Split]) -> str:
 
 
 def generate() -> dict[str, Split]:
-    """Draw the splits 'train' and 'test': balanced, classes in turn."""
+    """Draw the splits 'train' and 'test': balanced, with labels 0, 1, …, 99, 0, 1, …"""
     splits = {}
     shapes, fills = _shape_templates(), _fill_tiles()
     for stream, (name, count) in enumerate(COUNTS.items()):
@@ -115,29 +123,29 @@ def generate() -> dict[str, Split]:
 
 
 class _Bits:
-    """Random integers from a bit generator's raw 64-bit output."""
+    """Random integers from the raw 64-bit output of a bit generator."""
 
     def __init__(self, seed: int):
         self.generator = np.random.PCG64(seed)
 
     def integers(self, low: int, high: int, *shape: int) -> np.ndarray:
-        """Return int32 values in [low, high), as even as 32 bits make them."""
+        """Return int32 values in [low, high), as uniform as 32 random bits allow."""
         raw = self.generator.random_raw(int(np.prod(shape))).reshape(shape)
         scaled = ((raw >> np.uint64(32)) * np.uint64(high - low)) >> np.uint64(32)
         return scaled.astype(np.int32) + np.int32(low)
 
     def bytes(self, *shape: int) -> np.ndarray:
-        """Return uint8 values, the same for either byte order of the machine."""
+        """Return uint8 values, the same for both byte orders."""
         count = int(np.prod(shape))
         raw = self.generator.random_raw(-(-count // 8)).astype("<u8")
         return raw.view(np.uint8)[:count].reshape(shape)
 
 
-# Shapes and fills, each drawn once, and looked up at the tilted coordinates of every image.
+# Shapes and fills. Each is drawn once, and every image looks them up at its tilted coordinates.
 
 
 def _shape_templates() -> np.ndarray:
-    """Return uint8 `[5 * 5, TEMPLATE, TEMPLATE]`, 1 inside; families in turn."""
+    """Return uint8 `[5 * 5, TEMPLATE, TEMPLATE]`, 1 inside; one family after another."""
     draw = {
         "oval": lambda percent: _oval(int(percent)),
         "polygon": lambda n: _corners(int(n), 100),
@@ -149,12 +157,13 @@ def _shape_templates() -> np.ndarray:
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
-    """Return x `[1, TEMPLATE]` and y `[TEMPLATE, 1]`, from the middle, in half samples."""
+    """Return x `[1, TEMPLATE]` and y `[TEMPLATE, 1]` from the centre, in half samples."""
     axis = 2 * np.arange(TEMPLATE) - (TEMPLATE - 1)
     return axis[None, :], axis[:, None]
 
 
 def _oval(percent: int) -> np.ndarray:
+    """Draw an oval whose width is `percent` of its length."""
     x, y = _grid()
     return (x * percent) ** 2 + (y * 100) ** 2 <= (2 * RADIUS * percent) ** 2
 
@@ -171,7 +180,7 @@ def _turns(n: int) -> list[tuple[int, int]]:
 
 
 def _corners(n: int, percent: int) -> np.ndarray:
-    """Draw n corners, and n between them at `percent` of the radius; at 100, an n-gon."""
+    """Draw a star of n points with inner corners at `percent` of the radius; at 100, an n-gon."""
     step = 2 if percent == 100 else 1
     points = [
         (x * 2 * RADIUS // _ONE, y * 2 * RADIUS // _ONE)
@@ -188,8 +197,9 @@ def _corners(n: int, percent: int) -> np.ndarray:
 
 
 def _flower(n: int) -> np.ndarray:
+    """Draw a disc with n round petals."""
     x, y = _grid()
-    petal = {3: 45, 4: 38, 5: 33, 6: 29, 8: 23}[n]  # diameters over the radius, in percent
+    petal = {3: 45, 4: 38, 5: 33, 6: 29, 8: 23}[n]  # radius, in percent of the flower's
     away = (100 - petal) * 2 * RADIUS // 100
     reach = petal * 2 * RADIUS // 100
     inside = x**2 + y**2 <= (away - reach // 4) ** 2
@@ -199,6 +209,7 @@ def _flower(n: int) -> np.ndarray:
 
 
 def _letter(name: str) -> np.ndarray:
+    """Draw a letter of straight strokes."""
     x, y = _grid()
     reach, half = 88, 17  # of the letter and of a stroke, in half samples
     left, right = x + reach - half, x - reach + half
@@ -215,7 +226,7 @@ def _letter(name: str) -> np.ndarray:
 
 
 def _fill_tiles() -> np.ndarray:
-    """Return uint8 `[4, TILE, TILE]`, one period of each fill, 1 where it is inked."""
+    """Return uint8 `[4, TILE, TILE]`, one period of each fill; 1 is ink."""
     axis = 2 * np.arange(TILE) - (TILE - 1)
     x, y = axis[None, :], axis[:, None]
     striped = np.broadcast_to(y < 0, (TILE, TILE))
@@ -223,8 +234,8 @@ def _fill_tiles() -> np.ndarray:
     return np.stack([np.zeros((TILE, TILE), bool), striped, (x < 0) ^ (y < 0), dotted]).astype("u1")
 
 
-# Images, a chunk at a time, channels before pixels until they are done: NumPy is slow at inner
-# loops of length 3. Lengths are in quarters of a pixel, positions from the middle.
+# Images, a chunk at a time. Channels come before pixels until the end, because NumPy is slow at
+# inner loops of length 3. Lengths are in quarters of a pixel; positions are relative to the centre.
 
 
 def _draw(labels: np.ndarray, bits: _Bits, shapes: np.ndarray, fills: np.ndarray) -> np.ndarray:
@@ -237,7 +248,7 @@ def _draw(labels: np.ndarray, bits: _Bits, shapes: np.ndarray, fills: np.ndarray
     image = _background(n, bits, colours, fills)
     for k in range(2):
         _paint(image, _mark(n, bits), colours["marks"][:, k])
-    # Where four samples of each pixel see the shape (units) and its ink (eights).
+    # How many of each pixel's four samples lie in the shape, and in its ink.
     covered, ink = _object(n, bits, family * VARIANTS + labels % VARIANTS, fill, shapes, fills)
     image *= (4 - covered)[:, None]
     image += (covered - ink)[:, None] * colours["base"][..., None, None]
@@ -253,7 +264,7 @@ def _draw(labels: np.ndarray, bits: _Bits, shapes: np.ndarray, fills: np.ndarray
 
 
 def _colours(family: np.ndarray, bits: _Bits) -> dict[str, np.ndarray]:
-    """Choose int16 RGB colours `[N, ..., 3]` with some contrast between object and background."""
+    """Draw int16 RGB colours `[N, ..., 3]` with some contrast between object and background."""
     n = len(family)
     ground = bits.integers(40, 100, n)
     contrast = bits.integers(60, 110, n)
@@ -278,8 +289,8 @@ def _colours(family: np.ndarray, bits: _Bits) -> dict[str, np.ndarray]:
     }
 
 
-def _colour(hue, saturation, light) -> np.ndarray:
-    """Return int16 RGB `[..., 3]`: a hue in [0, 1536), greyed, at a lightness in 0 to 255."""
+def _colour(hue: np.ndarray, saturation: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Return int16 RGB `[..., 3]` of hue (period 1536), saturation and lightness (0 to 255)."""
     corner = np.array([0, 512, 1024], np.int32)  # of red, green and blue on the circle of hues
     away = np.abs((hue[..., None] - corner + 768) % 1536 - 768)
     pure = np.clip(512 - away, 0, 256)
@@ -289,26 +300,30 @@ def _colour(hue, saturation, light) -> np.ndarray:
 
 
 def _pixels(scale: int) -> np.ndarray:
-    """Return int32 centres of `SIZE * scale` samples along a side, in quarter pixels."""
+    """Return the int32 positions of `SIZE * scale` samples along a side, in quarter pixels."""
     return (2 * np.arange(SIZE * scale, dtype=np.int32) - (SIZE * scale - 1)) * 2 // scale
 
 
-def _plane(x_factor, y_factor, offset, scale: int = 1) -> np.ndarray:
-    """Return int32 `[N, SIZE * scale, SIZE * scale]`: x_factor x + y_factor y + offset."""
+def _plane(
+    x_factor: np.ndarray, y_factor: np.ndarray, offset: np.ndarray, scale: int = 1
+) -> np.ndarray:
+    """Return int32 `[N, SIZE * scale, SIZE * scale]`: x_factor * x + y_factor * y + offset."""
     axis = _pixels(scale)
     rows = x_factor[:, None] * axis + offset[:, None]
     return rows[:, None, :] + (y_factor[:, None] * axis)[:, :, None]
 
 
 def _tilt(n: int, bits: _Bits, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (cos, sin) `[N]` times 4096 of angles whose half has a tangent up to limit / 256."""
+    """Return 4096 * (cos, sin) `[N]` of random angles, with |tan(angle / 2)| up to limit / 256."""
     p = bits.integers(-limit, limit + 1, n)
     norm = 65536 + p * p
     return (65536 - p * p) * 4096 // norm, 512 * p * 4096 // norm
 
 
-def _background(n: int, bits: _Bits, colours: dict, fills: np.ndarray) -> np.ndarray:
-    """Return int16 `[N, 3, SIZE, SIZE]`: a gradient with a faint fill of its own."""
+def _background(
+    n: int, bits: _Bits, colours: dict[str, np.ndarray], fills: np.ndarray
+) -> np.ndarray:
+    """Return int16 `[N, 3, SIZE, SIZE]`: a colour gradient with a faint random fill."""
     cos, sin = _tilt(n, bits, 256)
     ramp = np.clip((_plane(cos, sin, cos * 0) >> 11) + 128, 0, 256)[:, None]
     first, second = colours["ground"][..., None, None], colours["ground2"][..., None, None]
@@ -319,8 +334,19 @@ def _background(n: int, bits: _Bits, colours: dict, fills: np.ndarray) -> np.nda
     return image
 
 
-def _pattern(n, bits, fill, fills, scale, period) -> np.ndarray:
-    """Return uint8 `[N, SIZE * scale, SIZE * scale]` of fills, tilted at random, `period` long."""
+def _pattern(
+    n: int, bits: _Bits, fill: np.ndarray, fills: np.ndarray, scale: int, period: np.ndarray
+) -> np.ndarray:
+    """Return uint8 `[N, SIZE * scale, SIZE * scale]`: each image's fill, at a random tilt.
+
+    Args:
+      n: the number of images.
+      bits: random numbers.
+      fill: `[N]`, indices into `fills`.
+      fills: one period of each fill.
+      scale: samples per pixel along a side.
+      period: `[N]`, the length of a period in quarter pixels.
+    """
     cos, sin = _tilt(n, bits, 256)
     cos, sin = cos * TILE // period, sin * TILE // period
     shift = bits.integers(0, TILE << 12, 2, n)
@@ -331,13 +357,27 @@ def _pattern(n, bits, fill, fills, scale, period) -> np.ndarray:
     return fills.ravel()[v]
 
 
-def _object(n, bits, shape, fill, shapes, fills) -> tuple[np.ndarray, np.ndarray]:
-    """Return int16 `[N, SIZE, SIZE]`: how many samples of 4 are in the shape, and in its ink."""
+def _object(
+    n: int,
+    bits: _Bits,
+    shape: np.ndarray,
+    fill: np.ndarray,
+    shapes: np.ndarray,
+    fills: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return int16 `[N, SIZE, SIZE]`: how many of 4 samples lie in the shape, and in its ink.
+
+    Args:
+      n: the number of images.
+      bits: random numbers.
+      shape, fill: `[N]`, indices into `shapes` and `fills`.
+      shapes, fills: the templates of all shapes and fills.
+    """
     radius = bits.integers(42, 56, n)
     stretch = bits.integers(240, 273, n)  # of one side, in 1/256
     cos, sin = _tilt(n, bits, 45)
     x, y = bits.integers(-8, 9, 2, n)
-    tall = (bits.integers(0, 2, n) == 1) & (shape < VARIANTS)  # ovals also stand
+    tall = (bits.integers(0, 2, n) == 1) & (shape < VARIANTS)  # ovals may stand upright
     a, b = cos * RADIUS // radius, sin * RADIUS // radius
     a, b = np.where(tall, -b, a), np.where(tall, a, b)
     c, d = -b * stretch >> 8, a * stretch >> 8
@@ -361,7 +401,7 @@ def _pool(samples: np.ndarray) -> np.ndarray:
 
 
 def _mark(n: int, bits: _Bits) -> np.ndarray:
-    """Return bool `[N, SIZE, SIZE]`: a small disc, box or diamond anywhere."""
+    """Return bool `[N, SIZE, SIZE]`: a small box, octagon or diamond anywhere."""
     x, y = bits.integers(-60, 61, 2, n, 1)
     reach = bits.integers(4, 13, n)[:, None, None]
     kind = bits.integers(0, 3, n)[:, None, None]
@@ -371,14 +411,14 @@ def _mark(n: int, bits: _Bits) -> np.ndarray:
 
 
 def _strip(n: int, bits: _Bits) -> np.ndarray:
-    """Return bool `[N, SIZE, SIZE]`: half the images have a strip across, before the object."""
+    """Return bool `[N, SIZE, SIZE]`: in a third of the images, a strip in front of the object."""
     cos, sin = _tilt(n, bits, 256)
     width = bits.integers(4, 9, n) * (bits.integers(0, 3, n) == 0)
     away = np.abs(_plane(cos, sin, bits.integers(-32, 33, n) << 12))
     return away < (width << 12)[:, None, None]
 
 
-def _paint(image: np.ndarray, where: np.ndarray, colour: np.ndarray) -> None:
-    """Paint each image's colour `[N, 3]` where the mask `[N, SIZE, SIZE]` is true."""
-    which, row, column = np.nonzero(where)
+def _paint(image: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
+    """Paint each image's colour `[N, 3]` where its mask `[N, SIZE, SIZE]` is true."""
+    which, row, column = np.nonzero(mask)
     image[which, :, row, column] = colour[which]

@@ -1,236 +1,162 @@
-"""Image folders: `root/train/<fine class>/*.png` and `root/test/…`, made one square size."""
+"""Image folders: `root/train/<class>/*.png` and `root/test/<class>/*.png`."""
 
-import contextlib
 import dataclasses
+import os
 import unicodedata
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from hiercls_jax.data.dataset import DataError, Split, cached
+from hiercls_jax.data.cache import cached
+from hiercls_jax.data.dataset import DataError, Request, Samples, Split
+from hiercls_jax.data.image_files import (
+    FORMATS,
+    SUFFIXES,
+    check_image_size,
+    decode_image,
+    quiet_pillow,
+    read_files,
+)
 from hiercls_jax.data.stream import (
-    Once,
+    OnPrimary,
     Stream,
     Survey,
-    alone,
-    look_at,
-    surveys,
+    in_this_process,
+    load_surveys,
+    survey_images,
 )
 from hiercls_jax.errors import preview
 from hiercls_jax.files import cache_folder
 from hiercls_jax.hierarchy import Hierarchy
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_FORMATS = ("PNG", "JPEG", "WEBP")
-# Part of the cache's fingerprint: to be raised where the same files give other arrays.
+# Part of the cache's fingerprint: raise it if the same files begin to give other arrays.
 _READER = 1
 
 
-def read(root, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
+def load_splits(
+    request: Request, hierarchy: Hierarchy, on_primary: OnPrimary
+) -> Mapping[str, Samples]:
+    """Return the splits of `read` or `stream`; see `sources.SourceModule`."""
+    root, image_size = request.dir or "", check_image_size(request.image_size)
+    if request.streaming:
+        return stream(root, hierarchy, image_size, on_primary)
+    return read(root, hierarchy, image_size)
+
+
+def read(root: str | os.PathLike, hierarchy: Hierarchy, image_size: int) -> dict[str, Split]:
     """Read the splits 'train' and 'test' of an image folder, in sorted order of class and file.
 
-    Images are turned upright by their EXIF orientation, made RGB and resized, without keeping
-    their proportions, to `image_size` x `image_size` (bilinear, antialiased). Hidden files are
-    ignored. `train` has images of every class; a class may be absent from `test`. How a file system
-    or an editor composes the letters of a name (`ü`, or `u` and two dots) makes no difference.
+    Images are turned upright by their EXIF orientation, converted to RGB, and resized to a square
+    (bilinear, antialiased; their proportions are not kept). Hidden files are ignored. `train` needs
+    images of every class; `test` may lack some. Unicode composition makes no difference to names:
+    `ü` is the same as `u` with two dots.
 
     Args:
       root: the folder that holds `train` and `test`, each with one folder per class.
       hierarchy: its last level names the class folders; labels are indices into it.
-      image_size: pixels, positive.
+      image_size: height and width to resize to, pixels, positive.
 
     Returns:
-      `{'train': Split, 'test': Split}`, images uint8 `[N, image_size, image_size, 3]`, files below
-      `root`.
+      `{'train': Split, 'test': Split}`: images uint8 `[N, image_size, image_size, 3]`, labels int32
+      `[N]`, and files as paths below `root`.
 
     Raises:
-      DataError: for missing or unknown folders and images that cannot be read, naming them.
+      DataError: for missing or unknown folders and for images that cannot be read, with their path.
     """
-    root, files, fingerprint = _listed(root, hierarchy, image_size)
+    listing = _Listing.of(root, hierarchy, image_size)
 
     def build() -> dict[str, Split]:
-        count = sum(map(len, files.values()))
-        where = cache_folder()
         print(
-            f"decoding {count} images of {root}, once; then they are cached in {where}", flush=True
+            f"decoding {listing.count} images of {listing.root}, once; then they are cached in "
+            f"{cache_folder()}",
+            flush=True,
         )
-        return {name: _decode(found, image_size) for name, found in files.items()}
+        return {name: _decode(files, image_size) for name, files in listing.files.items()}
 
-    splits = cached("folder", fingerprint, build)
+    splits = cached("folder", listing.fingerprint, Split, build)
     return {
-        name: dataclasses.replace(split, files=_names(root, files[name]))
+        name: dataclasses.replace(split, files=listing.names(name))
         for name, split in splits.items()
     }
 
 
 def stream(
-    root,
+    root: str | os.PathLike,
     hierarchy: Hierarchy,
     image_size: int,
-    once: Once = alone,
+    on_primary: OnPrimary = in_this_process,
 ) -> dict[str, Stream]:
-    """Return the splits that `read` returns, the same images in the same order, but none in memory.
+    """Return the same splits as `read`, with images that are decoded on demand.
 
-    Each image is decoded once at the start, so that one that cannot be read is refused before
-    anything is trained; the sums that this gives are cached as long as no file changes. A file that
-    breaks later raises the same error when it is read; once it is mended, the run goes on from its
-    newest checkpoint.
+    Every image is decoded once at the start, so that a broken one is refused before training. Their
+    channel sums are cached until a file changes. If a file breaks later, reading it raises the same
+    error; once it is repaired, the run goes on from its newest checkpoint.
 
     Args:
       root, hierarchy, image_size: as in `read`.
-      once: as in `stream.surveys`.
+      on_primary: as in `stream.load_surveys`.
 
     Raises:
-      DataError: as `read` does, and where processes do not find the same files.
+      DataError: as in `read`, and if the processes see different files.
     """
     quiet_pillow()
-    root, files, fingerprint = _listed(root, hierarchy, image_size)
-    shape = (image_size, image_size)
-    decoders = {name: _Decoder(root, found, shape) for name, found in files.items()}
+    listing = _Listing.of(root, hierarchy, image_size)
+    decoders = {name: _Decoder(listing, name, image_size) for name in listing.files}
 
-    def look() -> dict[str, Survey]:
-        count = sum(map(len, files.values()))
-        print(f"looking at {count} images of {root}, once", flush=True)
+    def build() -> dict[str, Survey]:
+        print(f"looking at {listing.count} images of {listing.root}, once", flush=True)
         return {
-            name: Survey(*look_at(len(files[name]), lambda i, d=decode: (d(i), d.labels[i])))
-            for name, decode in decoders.items()
+            name: Survey(*survey_images(len(decoder.labels), decoder.images_and_labels))
+            for name, decoder in decoders.items()
         }
 
-    names = {k: [file for file, *_ in found] for k, found in fingerprint["files"].items()}
-    shared = [fingerprint["classes"], names]
-    found = surveys("folder-survey", fingerprint, shared, look, once)
+    names = {
+        split: [file for file, *_ in stats] for split, stats in listing.fingerprint["files"].items()
+    }
+    shared = [listing.fingerprint["classes"], names]
+    surveys = load_surveys("folder-survey", listing.fingerprint, shared, build, on_primary)
     return {
-        name: Stream(decode, np.arange(len(files[name])), found[name], (*shape, 3), decode.names)
-        for name, decode in decoders.items()
+        name: Stream(
+            decoder,
+            np.arange(len(decoder.labels)),
+            surveys[name],
+            (image_size, image_size, 3),
+            decoder.names,
+        )
+        for name, decoder in decoders.items()
     }
 
 
-def read_files(paths: Sequence, shape: tuple[int, int]) -> np.ndarray:
-    """Read image files as `read` does: upright, RGB, resized; each is named by its path.
+@dataclasses.dataclass(frozen=True)
+class _Listing:
+    """The files of an image folder.
 
     Args:
-      paths: N files.
-      shape: the height and width to resize to, pixels.
-
-    Returns:
-      uint8 `[N, *shape, 3]`.
-
-    Raises:
-      DataError: for a file that is not there or cannot be read, naming it.
+      root: the folder.
+      files: each split's (path, label), in the order of its images.
+      fingerprint: determines the decoded images, as JSON values.
     """
-    images = np.empty((len(paths), *shape, 3), np.uint8)
-    with strict_pillow():
-        for i, path in enumerate(paths):
-            if Path(path).is_dir():
-                files = Path(path) / "*.png"
-                raise DataError(f"{path} is a folder; name the image files in it, such as {files}")
-            if not Path(path).is_file():
-                raise DataError(f"there is no image file {path}")
-            images[i] = rgb_array(path, path, shape, _FORMATS)
-    return images
 
+    root: Path
+    files: dict[str, list[tuple[Path, int]]]
+    fingerprint: dict[str, Any]
 
-def check_image_size(image_size) -> None:
-    """Raise a DataError unless `image_size` is a positive integer."""
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise DataError(
-            f"the image size is a positive number of pixels, got {image_size!r}; "
-            "set --config.data.image_size"
-        )
-
-
-def quiet_pillow() -> None:
-    """Silence Pillow's warnings for good, where threads decode: filters are the whole process's.
-
-    They are of broken metadata, and of many pixels, which `rgb_array` refuses by itself.
-    """
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-@contextlib.contextmanager
-def strict_pillow():
-    """Turn Pillow's warning of a decompression bomb into an error, and silence its others.
-
-    The others are of broken metadata, such as EXIF, beside pixels that can be read.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-def rgb_array(
-    source, what, shape: tuple[int, int] | None, formats, upright: bool = True
-) -> np.ndarray:
-    """Decode one image to uint8 `[H, W, 3]`; call it where Pillow's warnings are filtered.
-
-    Args:
-      source: a path or a binary file.
-      what: the image's name in errors.
-      shape: the height and width to resize to; None keeps the image's own.
-      formats: the formats of Pillow that are allowed.
-      upright: whether to apply the EXIF orientation.
-    """
-    try:
-        with Image.open(source, formats=formats) as opened:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and opened.width * opened.height > limit:
-                raise Image.DecompressionBombError  # where Pillow only warns
-            image = ImageOps.exif_transpose(opened) if upright else opened
-            if image.mode[0] in "IF":
-                raise DataError(
-                    f"{what} has {image.mode} pixels, more than 8 bits of one channel; "
-                    "convert it to 8 bits"
-                )
-            if image.mode != "RGB":
-                image = image.convert("RGB")
-            if shape is not None and image.size != shape[::-1]:
-                image = image.resize(shape[::-1], Image.Resampling.BILINEAR)
-            return np.asarray(image)
-    except DataError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{what} has more pixels than the limit of {Image.MAX_IMAGE_PIXELS} "
-            "(a decompression bomb?); remove it, or make it smaller"
-        ) from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes.
-        raise DataError(
-            f"{what} cannot be read as an image, {' or '.join(formats)} ({error}); repair it, "
-            "convert it or remove it"
-        ) from error
-
-
-class _Decoder:
-    """Decodes files of a split by their numbers; threads may call it together."""
-
-    def __init__(self, root: Path, found: list[tuple[Path, int]], shape: tuple[int, int]):
-        self._root, self._shape = root, shape
-        self.names = _names(root, found)
-        self.labels = np.array([label for _, label in found], np.int32)
-
-    def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        paths = (self._root / name for name in self.names[numbers])
-        return np.stack([rgb_array(path, path, self._shape, _FORMATS) for path in paths])
-
-
-def _listed(root, hierarchy: Hierarchy, image_size: int) -> tuple[Path, dict[str, list], dict]:
-    """Return (root, each split's (file, label) in order, what determines the images)."""
-    root = Path(root).expanduser()
-    check_image_size(image_size)
-    if not root.is_dir():
-        raise DataError(f"there is no image folder {root}; it should hold train/ and test/")
-    classes = hierarchy.names[-1]
-    files = {name: _find(root, name, classes, whole=name == "train") for name in ("train", "test")}
-    stats = {name: [(path, path.stat()) for path, _ in found] for name, found in files.items()}
-    return (
-        root,
-        files,
-        {
+    @classmethod
+    def of(cls, root: str | os.PathLike, hierarchy: Hierarchy, image_size: int) -> "_Listing":
+        """List the files of `root`, and check all that can be checked without reading them."""
+        root = Path(root).expanduser()
+        check_image_size(image_size)
+        if not root.is_dir():
+            raise DataError(f"there is no image folder {root}; it should hold train/ and test/")
+        classes = hierarchy.names[-1]
+        files = {
+            name: _find(root, name, classes, need_all=name == "train") for name in ("train", "test")
+        }
+        stats = {name: [(path, path.stat()) for path, _ in found] for name, found in files.items()}
+        fingerprint = {
             "reader": _READER,
             "image_size": image_size,
             "classes": classes,
@@ -238,61 +164,91 @@ def _listed(root, hierarchy: Hierarchy, image_size: int) -> tuple[Path, dict[str
                 name: [(str(p.relative_to(root)), s.st_size, s.st_mtime_ns) for p, s in found]
                 for name, found in stats.items()
             },
-        },
-    )
+        }
+        return cls(root, files, fingerprint)
+
+    @property
+    def count(self) -> int:
+        """Return the number of images in all splits."""
+        return sum(map(len, self.files.values()))
+
+    def names(self, split: str) -> np.ndarray:
+        """Return the paths of a split's files below the root, str objects `[N]`."""
+        paths = [path.relative_to(self.root).as_posix() for path, _ in self.files[split]]
+        return np.array(paths, object)
 
 
-def _find(root: Path, split: str, classes, whole: bool) -> list[tuple[Path, int]]:
+class _Decoder:
+    """Decodes the files of a split by their numbers; several threads may call it."""
+
+    def __init__(self, listing: _Listing, split: str, image_size: int):
+        self._root, self._shape = listing.root, (image_size, image_size)
+        self.names = listing.names(split)
+        self.labels = np.array([label for _, label in listing.files[split]], np.int32)
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        paths = [self._root / name for name in self.names[numbers]]
+        return np.stack([decode_image(path, str(path), self._shape, FORMATS) for path in paths])
+
+    def images_and_labels(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self(numbers), self.labels[numbers]
+
+
+def _find(root: Path, split: str, classes: Sequence[str], need_all: bool) -> list[tuple[Path, int]]:
+    """Return the (path, label) of a split's images, sorted by class folder and file.
+
+    Args:
+      root: the image folder.
+      split: the name of the split's folder.
+      classes: names of the class folders, in the order of the labels.
+      need_all: whether every class must have an image.
+    """
     folder = root / split
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; {root} should hold train/ and test/")
-    index = {_composed(name): i for i, name in enumerate(classes)}
-    found = []
+    label_of = {_composed(name): label for label, name in enumerate(classes)}
+    files = []
     for entry in _visible(folder):
         if not entry.is_dir():
             if entry.suffix.lower() in SUFFIXES:
                 raise DataError(f"{entry} is outside a class folder; move it into one, or away")
             continue
-        label = index.get(_composed(entry.name))
+        label = label_of.get(_composed(entry.name))
         if label is None:
-            raise DataError(_unknown(entry, classes))
+            raise DataError(_unknown_class(entry, classes))
         for path in _visible(entry):
             if path.suffix.lower() not in SUFFIXES or not path.is_file():
                 raise DataError(
                     f"{path} is not an image file ({', '.join(SUFFIXES)}); convert it or remove it"
                 )
-            found.append((path, label))
-    present = {label for _, label in found}
-    missing = [name for i, name in enumerate(classes) if i not in present]
-    if whole and missing:
+            files.append((path, label))
+    present = {label for _, label in files}
+    missing = [name for label, name in enumerate(classes) if label not in present]
+    if need_all and missing:
         raise DataError(
             f"{folder} has no images of {len(missing)} of the hierarchy's classes: "
             f"{preview(missing)}; add images in {folder / missing[0]}, or remove the class"
         )
-    if not found:
+    if not files:
         raise DataError(f"{folder} has no images; it should hold a folder of images per class")
-    return found
+    return files
 
 
-def _unknown(entry: Path, classes) -> str:
-    """Return what is wrong with a class folder: the class that it may be meant for has none."""
-    there = {_composed(path.name) for path in entry.parent.iterdir()}
-    absent = [name for name in classes if _composed(name) not in there]
-    close = get_close_matches(entry.name, absent, n=1)
-    meant = f"; did you mean '{close[0]}'? Rename one of them" if close else "; rename it"
+def _unknown_class(entry: Path, classes: Sequence[str]) -> str:
+    """Return the error for a folder that is not a class, with the class that it may stand for."""
+    present = {_composed(path.name) for path in entry.parent.iterdir()}
+    without_folder = [name for name in classes if _composed(name) not in present]
+    close = get_close_matches(entry.name, without_folder, n=1)
+    advice = f"; did you mean '{close[0]}'? Rename one of them" if close else "; rename it"
     return (
         f"the folder '{entry}' is no class of the hierarchy's last level "
-        f"({len(classes)} classes: {preview(classes)}){meant}, or add the class"
+        f"({len(classes)} classes: {preview(classes)}){advice}, or add the class"
     )
 
 
 def _composed(name: str) -> str:
-    """Return a name with its letters composed: some systems write `ü` as `u` and two dots."""
+    """Return a name with composed letters, because some systems write `ü` as `u` and two dots."""
     return unicodedata.normalize("NFC", name)
-
-
-def _names(root: Path, found: list[tuple[Path, int]]) -> np.ndarray:
-    return np.array([path.relative_to(root).as_posix() for path, _ in found], object)
 
 
 def _visible(folder: Path) -> list[Path]:

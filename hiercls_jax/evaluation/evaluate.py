@@ -5,7 +5,7 @@ import numpy as np
 from hiercls_jax import metrics
 from hiercls_jax.adaptation.alpha import alpha_search, bootstrap_interval
 from hiercls_jax.adaptation.error_curve import error_curves
-from hiercls_jax.adaptation.tree import adjust_tree, largest_alpha
+from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
 
@@ -13,22 +13,23 @@ POINTS = 401  # of the curve in the results; the curve itself is exact at each
 RESAMPLES = 200  # of the bootstrap interval: a second for 5,000 images
 
 
-def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy) -> dict:
+def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy, rule: str = "kl") -> dict:
     """Tune alpha on validation, and measure every level on test before and after adaptation.
 
     Args:
       splits: `test`, and `validation` where one was held out; without it alpha is 1, as in the
         paper's own comparison.
       hierarchy: the levels.
+      rule: how the levels are adapted, a key of `RULES`.
 
     Returns:
-      `alpha`, how it was chosen, and the 95 % bootstrap interval of the choice; `test_error` (in
-      [0, 1]) by setting (`alpha=0`, `alpha=1`, the largest alpha, `tuned`) and level;
+      `rule`; `alpha`, how it was chosen, and the 95 % bootstrap interval of the choice;
+      `test_error` (in [0, 1]) by setting (`alpha=0`, `alpha=1`, the largest, `tuned`) and level;
       `validation_error` likewise; `curve` of test errors; `coherence_gap` between neighbouring
       levels and further `measures`, before adaptation and after, with the chosen alpha.
     """
-    largest = min(largest_alpha(hierarchy.num_levels))
-    evidence = {split: _evidence(p, hierarchy) for split, p in splits.items()}
+    largest = min(RULES[rule].largest_alpha(hierarchy))
+    evidence = {split: _evidence(p, hierarchy, rule) for split, p in splits.items()}
     if "validation" in splits:
         alpha = alpha_search(*evidence["validation"], largest=largest).alpha
         interval = bootstrap_interval(*evidence["validation"], largest=largest, resamples=RESAMPLES)
@@ -39,6 +40,7 @@ def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy) -> dict:
     curves = {split: error_curves(*e, largest=largest) for split, e in evidence.items()}
     alphas = np.linspace(0, largest, POINTS)
     results = {
+        "rule": rule,
         "alpha": alpha,
         **chosen,
         "curve": {"alpha": [round(a, 6) for a in alphas.tolist()]},
@@ -51,7 +53,7 @@ def evaluate(splits: dict[str, Predictions], hierarchy: Hierarchy) -> dict:
         }
     for level, curve in zip(hierarchy.levels, curves["test"], strict=True):
         results["curve"][f"test_error_{level}"] = curve(alphas).tolist()
-    before, after = adapted(splits["test"], hierarchy, alpha)
+    before, after = adapted(splits["test"], hierarchy, alpha, rule)
     results["coherence_gap"] = {
         "before": _gaps(before, hierarchy),
         "after": _gaps(after, hierarchy),
@@ -82,15 +84,17 @@ def _measures(probs: list, labels: list, hierarchy: Hierarchy) -> dict:
     }
 
 
-def _evidence(predictions: Predictions, hierarchy: Hierarchy) -> tuple[list, list, list]:
+def _evidence(predictions: Predictions, hierarchy: Hierarchy, rule: str) -> tuple[list, list, list]:
     """Return what the exact curve is made of: probabilities, their target, labels, by level."""
-    return (*adapted(predictions, hierarchy, 1.0), list(predictions.labels.values()))
+    return (*adapted(predictions, hierarchy, 1.0, rule), list(predictions.labels.values()))
 
 
-def adapted(predictions: Predictions, hierarchy: Hierarchy, alpha: float) -> tuple[list, list]:
-    """Return every level's probabilities before and after adaptation."""
+def adapted(
+    predictions: Predictions, hierarchy: Hierarchy, alpha: float, rule: str = "kl"
+) -> tuple[list, list]:
+    """Return every level's probabilities before and after adaptation by a rule of `RULES`."""
     before = list(predictions.probs.values())
-    return before, [np.asarray(p) for p in adjust_tree(before, hierarchy, alpha)]
+    return before, [np.asarray(p) for p in RULES[rule].adjust(before, hierarchy, alpha)]
 
 
 def _gaps(probs, hierarchy: Hierarchy) -> dict[str, float]:

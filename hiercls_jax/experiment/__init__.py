@@ -1,4 +1,4 @@
-"""Experiments: the config with every default, its validation, and what is built from it."""
+"""Experiments: the config with every default, its validation, and the data and networks of one."""
 
 from hiercls_jax.experiment.build import (
     Network,
@@ -11,34 +11,34 @@ from hiercls_jax.experiment.build import (
     networks,
 )
 from hiercls_jax.experiment.config import (
+    ADDED_LATER,
     PRESETS,
-    RECIPES,
     ConfigError,
     check,
     compose,
-    config_value,
     flatten,
     identity,
+    named_config,
     parse_arguments,
     unflatten,
     variant,
 )
 
 __all__ = [
+    "ADDED_LATER",
     "ConfigError",
     "Network",
     "PRESETS",
-    "RECIPES",
     "architectures",
     "check",
     "check_devices",
     "compose",
-    "config_value",
     "flatten",
     "identity",
     "image_shape",
     "load_data",
     "load_hierarchy",
+    "named_config",
     "network_folder",
     "networks",
     "parse_arguments",

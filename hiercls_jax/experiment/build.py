@@ -1,16 +1,16 @@
-"""What is built from a config: data, networks and their schedules."""
+"""Builds what a config describes: data, networks and their schedules."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from hiercls_jax.data import embedded
-from hiercls_jax.data.dataset import Dataset, hold_out
-from hiercls_jax.experiment.config import ConfigError, _family
-from hiercls_jax.hierarchy import Hierarchy, cifar100
+from hiercls_jax.adaptation.rules import RULES
+from hiercls_jax.data import sources
+from hiercls_jax.data.dataset import Dataset, Samples, hold_out
+from hiercls_jax.experiment.config import ConfigError, data_request, family
+from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.models.branched import Branched
 from hiercls_jax.models.variants import VARIANTS
 from hiercls_jax.runtime import parallel
@@ -20,42 +20,17 @@ from hiercls_jax.training.step import Task
 
 
 def load_data(config: ConfigDict) -> Dataset:
-    """Read the images that a config asks for, and hold out validation."""
-    data = config.data
-    kind, _, name = data.dataset.partition(":")
-    hierarchy = load_hierarchy(config)
-    # Each source imports what only it needs: TFDS alone takes seconds.
-    if kind == "embedded":
-        splits, classes = embedded.load(), embedded.hierarchy().sizes[-1]
-    elif kind == "folder":
-        from hiercls_jax.data import folder
+    """Read the images that a config asks for, and hold out validation.
 
-        if config.run.streaming:
-            splits = folder.stream(data.dir, hierarchy, data.image_size, parallel.broadcast_bytes)
-        else:
-            splits = folder.read(data.dir, hierarchy, data.image_size)
-        classes = hierarchy.sizes[-1]
-    elif kind == "cifar100":
-        from hiercls_jax.data import cifar100 as source
-
-        splits, classes = source.load(data.dir), 100
-    else:
-        from hiercls_jax.data import tfds_source
-
-        where = (name, data.dir, data.label_key, hierarchy, data.image_size)
-        if config.run.streaming:
-            splits = tfds_source.stream(*where, parallel.broadcast_bytes)
-        else:
-            splits = tfds_source.read(*where)
-        classes = hierarchy.sizes[-1]
-    if hierarchy.num_levels < 2:
-        raise ConfigError("a hierarchy of one level has nothing to merge or adapt; it needs two")
-    if hierarchy.sizes[-1] != classes:
-        raise ConfigError(
-            f"{data.hierarchy} has {hierarchy.sizes[-1]} classes at its last level; "
-            f"{data.dataset} has {classes}"
-        )
-    train, validation = splits["train"], None
+    Raises:
+      UserError: for a hierarchy that does not suit the config, images that cannot be used, and a
+        batch larger than the training split.
+    """
+    data, hierarchy = config.data, load_hierarchy(config)
+    _check_hierarchy(config, hierarchy)
+    splits = sources.load_splits(data_request(config), hierarchy, parallel.broadcast_bytes)
+    train: Samples = splits["train"]
+    validation: Samples | None = None
     if not data.final:
         train, validation = hold_out(train, data.validation, data.validation_seed)
     if len(train) < config.train.batch:
@@ -67,49 +42,89 @@ def load_data(config: ConfigDict) -> Dataset:
     return Dataset(data.dataset, hierarchy, train, validation, splits["test"])
 
 
+def load_hierarchy(config: ConfigDict) -> Hierarchy:
+    """Return the hierarchy of a config's data set, without reading images."""
+    if config.data.hierarchy:
+        hierarchy = Hierarchy.read(config.data.hierarchy)
+        if hierarchy.ragged:
+            raise ConfigError(
+                f"{config.data.hierarchy} has leaves above its last level; a network needs a class "
+                "for every image at every level: give such a leaf an only child at each level below"
+            )
+        return hierarchy
+    own = sources.own_hierarchy(config.data.dataset)
+    if own is None:
+        raise ConfigError(f"data.dataset={config.data.dataset} needs --config.data.hierarchy")
+    return own
+
+
+def _check_hierarchy(config: ConfigDict, hierarchy: Hierarchy) -> None:
+    """Reject a hierarchy that the data set, or the adaptation, cannot use."""
+    if hierarchy.num_levels < 2:
+        raise ConfigError("a hierarchy of one level has nothing to merge or adapt; it needs two")
+    own = sources.own_hierarchy(config.data.dataset)
+    if own is not None and hierarchy.sizes[-1] != own.sizes[-1]:
+        raise ConfigError(
+            f"{config.data.hierarchy} has {hierarchy.sizes[-1]} classes at its last level; "
+            f"{config.data.dataset} has {own.sizes[-1]}"
+        )
+    try:
+        RULES[config.adapt.rule].largest_alpha(hierarchy)
+    except ValueError as error:
+        raise ConfigError(f"adapt.rule={config.adapt.rule}: {error}") from error
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """Return the (H, W, 3) of a config's images; 32 pixels if neither it nor its source says."""
+    size = config.data.image_size or sources.find(config.data.dataset).image_size or 32
+    return (size, size, 3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """One network of an experiment, ready to be trained.
 
     Args:
       name: `merge1`, or the level that a separate network predicts.
-      folder: where it keeps its checkpoints and metrics.
+      folder: holds its checkpoints and metrics.
       task: what its steps need.
       key: random key of its initial values.
-      schedule: how long and in what order it is trained.
+      schedule: number of epochs, size and order of the batches.
     """
 
     name: str
     folder: Path
     task: Task
-    key: Any
+    key: jax.Array
     schedule: Schedule
 
 
 def architectures(
     config: ConfigDict, hierarchy: Hierarchy, axis_name: str | None = None
 ) -> dict[str, Branched]:
-    """Return a variant's networks by name: one for all levels, or one per level, named after it."""
-    merge, family = VARIANTS[config.variant], _family(config)
+    """Return a variant's networks by name: one for all levels, or one per level, of its name."""
+    merge, arch = VARIANTS[config.variant], family(config)
     heads = tuple(zip(hierarchy.levels, hierarchy.sizes, strict=True))
     if merge is None:
-        return {level: Branched(family, ((level, n),), 0, axis_name) for level, n in heads}
-    return {config.variant: Branched(family, heads, merge, axis_name)}
+        return {level: Branched(arch, ((level, n),), 0, axis_name) for level, n in heads}
+    return {config.variant: Branched(arch, heads, merge, axis_name)}
 
 
 def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[Network]:
     """Return a variant's networks, ready to be trained on `data`.
 
     Separate networks have their own initial values, order of images and augmentation.
+
+    Args:
+      config: a checked config.
+      data: the images, with their hierarchy.
+      axis_name: of the mapped axis over which batch statistics are averaged, if any.
+
+    Raises:
+      ConfigError: if `train.loss_weights` has not one number for each level.
     """
     hierarchy = data.hierarchy
-    weights = config.train.loss_weights or (1.0,) * hierarchy.num_levels
-    if len(weights) != hierarchy.num_levels:
-        raise ConfigError(
-            f"train.loss_weights needs {hierarchy.num_levels} numbers, one for each of "
-            f"{', '.join(hierarchy.levels)}; got {weights}"
-        )
-    weights = {level: float(w) for level, w in zip(hierarchy.levels, weights, strict=True)}
+    weights = _loss_weights(config, hierarchy)
     mean, std = data.channel_statistics()
     steps = config.train.epochs * (len(data.train) // config.train.batch)
     built = []
@@ -140,32 +155,24 @@ def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[N
     return built
 
 
-def network_folder(config: ConfigDict, workdir, name: str) -> Path:
-    """Return where the network `name` of a run keeps its checkpoints: separate ones each apart."""
+def _loss_weights(config: ConfigDict, hierarchy: Hierarchy) -> dict[str, float]:
+    """Return the weight of each level's loss."""
+    weights = config.train.loss_weights or (1.0,) * hierarchy.num_levels
+    if len(weights) != hierarchy.num_levels:
+        raise ConfigError(
+            f"train.loss_weights needs {hierarchy.num_levels} numbers, one for each of "
+            f"{', '.join(hierarchy.levels)}; got {weights}"
+        )
+    return {level: float(w) for level, w in zip(hierarchy.levels, weights, strict=True)}
+
+
+def network_folder(config: ConfigDict, workdir: str | Path, name: str) -> Path:
+    """Return the folder for a network's checkpoints: separate networks have one each."""
     return Path(workdir) / (name if VARIANTS[config.variant] is None else "")
 
 
-def load_hierarchy(config: ConfigDict) -> Hierarchy:
-    """Return the hierarchy of a config's data set, without reading images."""
-    if config.data.hierarchy:
-        hierarchy = Hierarchy.read(config.data.hierarchy)
-        if hierarchy.ragged:
-            raise ConfigError(
-                f"{config.data.hierarchy} has leaves above its last level; a network needs a class "
-                "for every image at every level: give such a leaf an only child at each level below"
-            )
-        return hierarchy
-    return embedded.hierarchy() if config.data.dataset == "embedded" else cifar100()
-
-
-def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """Return the (H, W, 3) that a config's images have: 32 pixels where it does not say."""
-    size = config.data.image_size or 32
-    return (size, size, 3)
-
-
 def check_devices(config: ConfigDict, devices: int) -> None:
-    """Refuse a batch that the devices do not divide."""
+    """Reject a batch that cannot be divided among the devices."""
     if config.train.batch % devices:
         raise ConfigError(
             f"train.batch={config.train.batch} cannot be divided among {devices} devices; allowed "

@@ -1,11 +1,12 @@
-"""Experiments: the config with every default, its validation, and what is built from it.
+"""The config of a run: every field with its default, and its validation.
 
 `configs/merge1.py` is `get_config = variant("merge1")`. Without arguments that is the paper's
 experiment; `configs/merge1.py:quick` and `configs/merge1.py:arch=densenet100,seed=3` change it.
 """
 
+import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,45 +14,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict, config_dict
 
+from hiercls_jax.adaptation.rules import RULES
+from hiercls_jax.data import sources
+from hiercls_jax.data.dataset import Request
 from hiercls_jax.errors import UserError
 from hiercls_jax.models import registry
+from hiercls_jax.models.branched import Family
 from hiercls_jax.models.variants import VARIANTS
-
-# The recipes of the papers that the two networks come from, as the field gives them.
-RECIPES = {
-    # He et al. 2016: 64k steps of 128 from 50,000 images are 164 epochs; ÷10 at 32k and 48k.
-    "resnet": {
-        "epochs": 164,
-        "batch": 128,
-        "optimizer": {
-            "schedule": "step",
-            "learning_rate": 0.1,
-            "decay_at": (0.5, 0.75),  # fractions of the run
-            "decay_factor": 0.1,
-            "warmup_steps": 400,
-            "warmup_learning_rate": 0.01,
-            "momentum": 0.9,
-            "nesterov": False,
-            "weight_decay": 1e-4,  # L2 in the gradient, on all parameters
-        },
-    },
-    # Huang et al. 2017.
-    "densenet": {
-        "epochs": 300,
-        "batch": 64,
-        "optimizer": {
-            "schedule": "step",
-            "learning_rate": 0.1,
-            "decay_at": (0.5, 0.75),
-            "decay_factor": 0.1,
-            "warmup_steps": 0,
-            "warmup_learning_rate": 0.0,
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 1e-4,
-        },
-    },
-}
 
 # One learning-rate cycle reaches most in few epochs (Smith and Topin, 2019).
 _ONE_CYCLE = {
@@ -64,7 +33,7 @@ _ONE_CYCLE = {
 }
 
 # What a bare word in a config's argument stands for: small enough for two CPU cores.
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "arch": "resnet11",
         "model": {"stem_stride": 2},
@@ -83,37 +52,101 @@ PRESETS = {
     },
 }
 
-_PARTS = ("variant", "model", "data", "train", "optimizer", "run")  # of every config
-DTYPES = ("float32", "bfloat16")
-_LARGEST = float(np.finfo(np.float32).max)
-_FROM_0 = "at least 0, not {}; finite in float32", lambda x: 0 <= x < _LARGEST
-# What the fields of an optimizer may be; not all schedules have all of them.
-_OPTIMIZER = {
-    "learning_rate": ("above 0, not {}; finite in float32", lambda x: 0 < x < _LARGEST),
-    "warmup_learning_rate": _FROM_0,
-    "warmup_steps": ("at least 0 and below 2**31, not {}", lambda x: 0 <= x < 2**31),
-    "momentum": ("at least 0 and below 1, not {}", lambda x: 0 <= x < 1),
-    "weight_decay": _FROM_0,
-    "decay_factor": _FROM_0,
-    "decay_at": (
-        "a tuple of fractions of the run, each from 0 to 1, not {}",
-        lambda at: (
-            isinstance(at, tuple | list)
-            and all(isinstance(x, int | float) and 0 <= x <= 1 for x in at)
-        ),
-    ),
-    "peak_at": ("a fraction of the run, between 0 and 1, not {}", lambda x: 0 < x < 1),
-}
-ARGUMENTS = {"arch": str, "dataset": str, "seed": int, "epochs": int, "batch": int}
+ARGUMENTS: dict[str, Callable[[str], Any]] = {
+    "arch": str, "dataset": str, "seed": int, "epochs": int, "batch": int,
+}  # fmt: skip
+# Fields that older runs did not record, and the values that these runs used.
+ADDED_LATER = {"dtype": "float32", "adapt.rule": "kl"}
+_PARTS = ("variant", "model", "data", "train", "optimizer", "adapt", "run")  # of every config
+_SCHEDULES = {"step": "decay_at", "onecycle": "peak_at"}  # and the field that only it has
 
 
 class ConfigError(UserError):
     """A config that cannot be run, with the field at fault and what is allowed."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """What a field of a config may be.
+
+    Args:
+      text: completes "the field must be".
+      test: returns whether a value is allowed.
+      advice: ends the error: what to do instead.
+    """
+
+    text: str
+    test: Callable[[Any], bool]
+    advice: str = ""
+
+
+def _one_of(names: Iterable[str]) -> Allowed:
+    names = tuple(names)
+    return Allowed(f"one of {', '.join(names)}", lambda name: name in names)
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, int | float)
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+_COUNT = Allowed("at least 1 and below 2**31", lambda n: 1 <= n < 2**31)
+_SEED = Allowed("an integer from 0 to 2**32 - 1", lambda n: 0 <= n < 2**32)
+_FROM_0 = Allowed("at least 0 and finite in float32", lambda x: 0 <= x < _LARGEST)
+_FRACTION = Allowed("a fraction of the run, between 0 and 1", lambda x: 0 < x < 1)
+
+# What the fields may be, if a config has them and they are set. The others are checked elsewhere:
+# `model` by the network's family, `data` by its source of images, the type of each by ConfigDict.
+FIELDS = {
+    "variant": _one_of(VARIANTS),
+    "seed": _SEED,
+    "dtype": _one_of(["float32", "bfloat16"]),
+    "data.image_size": _COUNT,
+    "data.validation": Allowed(
+        "a fraction between 0 and 1",
+        lambda x: 0 < x < 1,
+        "; to hold nothing out, set data.final=True",
+    ),
+    "data.validation_seed": _SEED,
+    "train.epochs": _COUNT,
+    "train.batch": _COUNT,
+    "train.loss_weights": Allowed(
+        "numbers of at least 0, finite in float32",
+        lambda weights: all(_is_number(w) and 0 <= w < _LARGEST for w in weights),
+    ),
+    "optimizer.schedule": _one_of(_SCHEDULES),
+    "optimizer.learning_rate": Allowed("above 0 and finite in float32", lambda x: 0 < x < _LARGEST),
+    "optimizer.warmup_learning_rate": _FROM_0,
+    "optimizer.warmup_steps": Allowed("at least 0 and below 2**31", lambda n: 0 <= n < 2**31),
+    "optimizer.momentum": Allowed("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "optimizer.weight_decay": _FROM_0,
+    "optimizer.decay_factor": _FROM_0,
+    "optimizer.decay_at": Allowed(
+        "a tuple of fractions of the run, each from 0 to 1",
+        lambda at: isinstance(at, tuple | list) and all(_is_number(x) and 0 <= x <= 1 for x in at),
+    ),
+    "optimizer.peak_at": _FRACTION,
+    "adapt.rule": _one_of(RULES),
+    "run.cpu_devices": _COUNT,
+    "run.log_every": _COUNT,
+    "run.save_minutes": Allowed("above 0", lambda x: x > 0),
+}
+
+
 def variant(name: str) -> Callable[..., ConfigDict]:
     """Return the `get_config(arguments=None)` of a config file."""
     return partial(compose, name)
+
+
+def named_config(text: str) -> ConfigDict:
+    """Return the config that `merge1` or `merge1:quick,seed=3` names."""
+    name, _, arguments = text.partition(":")
+    if name not in VARIANTS:
+        raise ConfigError(
+            f"there is no config '{name}'; allowed are {', '.join(VARIANTS)}, with arguments after "
+            "a colon (merge1:quick), or a file by --config=FILE"
+        )
+    return compose(name, arguments)
 
 
 def compose(name: str, arguments: str | None = None) -> ConfigDict:
@@ -126,12 +159,7 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     """
     preset, chosen = parse_arguments(arguments or "")
     arch = chosen.get("arch", preset.get("arch", "resnet164"))
-    model = {**registry.options(arch)}
-    if arch == preset.get("arch"):
-        model |= preset["model"]
-    elif preset:
-        model |= {k: v for k, v in preset["model"].items() if k in model}
-    recipe = RECIPES.get(re.match("[a-z]+", arch)[0], RECIPES["resnet"]) | preset
+    recipe = {**registry.recipe(arch), **preset}
     label = "-".join([name, *re.findall(r"[\w.]+", (arguments or "").replace("=", "-"))])
 
     config = ConfigDict()
@@ -140,7 +168,7 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     config.dtype = "float32"  # or bfloat16: in which the network computes; all else is float32
     config.workdir = str(Path("runs") / label)  # all that a run writes goes here
 
-    config.model = ConfigDict({"arch": arch, **model})  # the architecture and its own options
+    config.model = ConfigDict(_model(arch, preset))  # the architecture and its own options
 
     config.data = ConfigDict()
     config.data.dataset = chosen.get("dataset", preset.get("dataset", "cifar100"))
@@ -160,6 +188,9 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
 
     config.optimizer = ConfigDict(recipe["optimizer"])
 
+    config.adapt = ConfigDict()
+    config.adapt.rule = "kl"  # how levels are made to agree: Algorithm 1, or another of RULES
+
     config.run = ConfigDict()  # how a run is carried out; nothing here changes its result
     config.run.cpu_devices = config_dict.placeholder(int)  # of each process; one per core if unset
     config.run.streaming = False  # folder, tfds: read images when needed, as too many to hold
@@ -168,9 +199,17 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     return config.lock()
 
 
-def parse_arguments(arguments: str) -> tuple[dict, dict]:
-    """Return (preset, what was chosen by `key=value`) of a config's arguments; empty where none."""
-    preset, chosen = {}, {}
+def _model(arch: str, preset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `model` part of a config: a preset changes the options that the arch has."""
+    options = registry.options(arch)
+    changed = {key: value for key, value in preset.get("model", {}).items() if key in options}
+    return {"arch": arch, **options, **changed}
+
+
+def parse_arguments(arguments: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return the preset that a config's arguments name (empty if none) and their `key=value`s."""
+    preset: Mapping[str, Any] = {}
+    chosen: dict[str, Any] = {}
     for word in filter(None, (part.strip() for part in arguments.split(","))):
         key, equals, value = word.partition("=")
         if not equals and key in PRESETS:
@@ -192,91 +231,71 @@ def parse_arguments(arguments: str) -> tuple[dict, dict]:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuse what can be seen to be wrong before data is read or anything compiles."""
+    """Reject a config that can be seen to be wrong before data is read or anything compiles.
+
+    Raises:
+      UserError: for a missing part, and a field whose value is not allowed.
+    """
     missing = [name for name in _PARTS if name not in config]
     if missing:
         raise ConfigError(
-            f"this config has no '{missing[0]}', as those of one run have: configs/merge1.py and "
-            "its like; for all variants with several seeds, run python -m hiercls_jax grid"
+            f"this config has no '{missing[0]}', as the config of one run does, such as "
+            "configs/merge1.py; for all variants with several seeds, run python -m hiercls_jax grid"
         )
-    _family(config)
-    if config.variant not in VARIANTS:
-        raise ConfigError(f"variant '{config.variant}' is not one of {', '.join(VARIANTS)}")
-    if config.dtype not in DTYPES:
-        raise ConfigError(f"dtype '{config.dtype}' is not one of {', '.join(DTYPES)}")
-    kind, _, name = config.data.dataset.partition(":")
-    if not (name if kind == "tfds" else config.data.dataset in ("embedded", "cifar100", "folder")):
+    for field, allowed in FIELDS.items():
+        value = _value(config, field)
+        if value is not None and not allowed.test(value):
+            raise ConfigError(f"{field} must be {allowed.text}, not {value!r}{allowed.advice}")
+    _check_schedule(config.optimizer)
+    sources.check(data_request(config))
+    family(config)
+
+
+def _check_schedule(optimizer: ConfigDict) -> None:
+    needed = _SCHEDULES[optimizer.schedule]
+    if needed not in optimizer:
         raise ConfigError(
-            f"data.dataset '{config.data.dataset}' is not one of embedded, cifar100, folder, "
-            "tfds:NAME"
-        )
-    if kind in ("folder", "tfds") and not config.data.hierarchy:
-        raise ConfigError(
-            f"data.dataset={config.data.dataset} needs a hierarchy: a JSON file, or a CSV of "
-            "(class, parent) rows, in --config.data.hierarchy"
-        )
-    if kind == "folder" and not (config.data.dir and config.data.image_size):
-        raise ConfigError(
-            "data.dataset=folder needs --config.data.dir (the folder with train/ and test/) and "
-            "--config.data.image_size (pixels that images are resized to, such as 32)"
-        )
-    if config.run.streaming and kind not in ("folder", "tfds"):
-        raise ConfigError(
-            "run.streaming is for data.dataset=folder and tfds:NAME, which may be too large to "
-            f"hold; {config.data.dataset} is not"
-        )
-    if kind in ("embedded", "cifar100") and config.data.image_size not in (None, 32):
-        raise ConfigError(
-            f"{kind} is 32x32; data.image_size={config.data.image_size} is for others"
-        )
-    if kind == "embedded" and config.data.dir:
-        raise ConfigError("the embedded data set is made, not read: it has no data.dir")
-    for field in (
-        "train.epochs", "train.batch", "run.log_every", "run.cpu_devices", "data.image_size",
-    ):  # fmt: skip
-        value = config_value(config, field)
-        if value is not None and not 1 <= value < 2**31:
-            raise ConfigError(f"{field} is at least 1, not {value}; and below 2**31")
-    for field in ("seed", "data.validation_seed"):
-        if not 0 <= config_value(config, field) < 2**32:
-            raise ConfigError(
-                f"{field} is an integer from 0 to 2**32 - 1, not {config_value(config, field)}"
-            )
-    weights = config.train.loss_weights or ()
-    if not all(isinstance(w, int | float) and 0 <= w < _LARGEST for w in weights):
-        raise ConfigError(f"train.loss_weights are numbers of at least 0, not {weights}")
-    if not 0 < config.data.validation < 1:
-        raise ConfigError(
-            f"data.validation is a fraction between 0 and 1, not {config.data.validation}; "
-            "to hold nothing out, set data.final=True"
-        )
-    if not config.run.save_minutes > 0:
-        raise ConfigError(f"run.save_minutes is above 0, not {config.run.save_minutes}")
-    optimizer = config.optimizer
-    if optimizer.schedule not in ("step", "onecycle"):
-        raise ConfigError(f"optimizer.schedule '{optimizer.schedule}' is not step or onecycle")
-    missing = {"step": "decay_at", "onecycle": "peak_at"}[optimizer.schedule]
-    if missing not in optimizer:
-        raise ConfigError(
-            f"optimizer.schedule={optimizer.schedule} needs optimizer.{missing}, which this "
+            f"optimizer.schedule={optimizer.schedule} needs optimizer.{needed}, which this "
             f"config does not have; presets {', '.join(PRESETS)} use onecycle, all else step"
         )
-    for field, (allowed, is_allowed) in _OPTIMIZER.items():
-        value = optimizer.get(field)
-        if field in optimizer and not is_allowed(value):
-            raise ConfigError(f"optimizer.{field} is {allowed.format(value)}")
 
 
-def config_value(config: ConfigDict, field: str) -> Any:
-    """Return the value at a dotted path."""
+def family(config: ConfigDict) -> Family:
+    """Return a config's architecture.
+
+    Raises:
+      ArchError: for an architecture that does not exist, or options that it does not take.
+    """
+    options = {key: value for key, value in config.model.items() if key != "arch"}
+    return registry.build(config.model.arch, **options)
+
+
+def data_request(config: ConfigDict) -> Request:
+    """Return what a config says of its data set."""
+    data = config.data
+    return Request(
+        dataset=data.dataset,
+        dir=data.dir,
+        hierarchy=data.hierarchy,
+        label_key=data.label_key,
+        image_size=data.image_size,
+        streaming=config.run.streaming,
+    )
+
+
+def _value(config: ConfigDict, field: str) -> Any:
+    """Return the value at a dotted path, or None if there is none."""
+    value: Any = config
     for part in field.split("."):
-        config = config[part]
-    return config
+        value = value.get(part)
+        if value is None:
+            return None
+    return value
 
 
-def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Return `{"data.dataset": …}`: every field by its dotted path, as JSON has it."""
-    flat = {}
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Return `{"data.dataset": …}`: every field by its dotted path, tuples as JSON's lists."""
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping | ConfigDict):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -286,9 +305,12 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> ConfigDict:
-    """Undo `flatten`, but for tuples, which JSON made lists."""
-    nested = {}
-    for field, value in flat.items():
+    """Return the config that a run recorded by `flatten`; tuples stay JSON's lists.
+
+    Fields that an older version did not record get the values that it used.
+    """
+    nested: dict[str, Any] = {}
+    for field, value in {**ADDED_LATER, **flat}.items():
         *path, name = field.split(".")
         part = nested
         for key in path:
@@ -298,14 +320,9 @@ def unflatten(flat: Mapping[str, Any]) -> ConfigDict:
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields that determine a run's result: all but where and how it is carried out."""
+    """Return the fields that determine a run's result: not where and how it is carried out."""
     return {
         field: value
         for field, value in flatten(config).items()
         if field not in ("workdir", "data.dir") and not field.startswith("run.")
     }
-
-
-def _family(config: ConfigDict):
-    chosen = {key: value for key, value in config.model.items() if key != "arch"}
-    return registry.build(config.model.arch, **chosen)

@@ -1,14 +1,14 @@
 """Class hierarchies: the tree, its cuts, and where trees come from."""
 
-from hiercls_jax.hierarchy.hierarchy import (
-    Hierarchy,
+from hiercls_jax.hierarchy.checks import (
     HierarchyError,
     check_name,
     check_names,
     check_parents,
-    cifar100,
     is_list,
 )
+from hiercls_jax.hierarchy.cifar100 import cifar100
+from hiercls_jax.hierarchy.hierarchy import Hierarchy
 
 __all__ = [
     "Hierarchy",

@@ -1,14 +1,16 @@
-"""Hierarchies from what people have: parent lists, nested dicts, the is-a lines of WordNet.
+"""Hierarchies from other forms: parent lists, nested dicts, the is-a lines of WordNet.
 
-Each becomes (class, parent) pairs, from which `Hierarchy.from_pairs` builds the levels; a class
-is its name, so that no name may stand in two places of the tree. A two-column CSV file is read
-by `Hierarchy.from_csv`.
+Each form becomes (class, parent) pairs, from which `Hierarchy.from_pairs` builds the levels. A
+class is known by its name, so no name may stand in two places of the tree. `Hierarchy.from_csv`
+reads a two-column CSV file.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from reprlib import repr as shortened
+from typing import cast
+
+import numpy as np
 
 from hiercls_jax.hierarchy import (
     Hierarchy,
@@ -18,6 +20,8 @@ from hiercls_jax.hierarchy import (
     is_list,
 )
 
+Nested = Mapping[str, "Nested"] | Sequence[str] | None
+
 
 def from_parent_lists(
     names: Sequence[str],
@@ -25,7 +29,7 @@ def from_parent_lists(
     levels: Sequence[str] | None = None,
     ragged: bool = False,
 ) -> Hierarchy:
-    """Build a hierarchy from two lists side by side: every class, and the parent of every class.
+    """Build a hierarchy from two lists side by side: the classes, and the parent of each.
 
     Args:
       names: the classes, in any order; each level keeps it.
@@ -35,7 +39,7 @@ def from_parent_lists(
       ragged: whether leaves may be at different depths.
 
     Raises:
-      HierarchyError: for lists that are no such tree, naming the class.
+      HierarchyError: for lists that form no tree, naming the class.
 
     >>> from_parent_lists(['cat', 'lynx', 'dog', 'pug'], [-1, 0, -1, 2]).names
     (('cat', 'dog'), ('lynx', 'pug'))
@@ -48,9 +52,9 @@ def from_parent_lists(
     if len(names) != len(parents):
         raise HierarchyError(f"{len(names)} names but {len(parents)} parents")
 
-    def name_of(child, parent) -> str | None:
-        if isinstance(parent, bool) or not isinstance(parent, Integral):
-            return parent
+    def name_of(child: str, parent: str | int | None) -> str | None:
+        if isinstance(parent, bool) or not isinstance(parent, int | np.integer):
+            return cast(str | None, parent)  # from_pairs rejects any other type
         if not -1 <= parent < len(names):
             raise HierarchyError(
                 f"class {shortened(child)} has the parent {parent}; allowed are 0 to "
@@ -62,7 +66,9 @@ def from_parent_lists(
     return Hierarchy.from_pairs(pairs, levels, ragged)
 
 
-def from_nested(tree, levels: Sequence[str] | None = None, ragged: bool = False) -> Hierarchy:
+def from_nested(
+    tree: Nested, levels: Sequence[str] | None = None, ragged: bool = False
+) -> Hierarchy:
     """Build a hierarchy from nested dicts, as JSON and YAML files hold them.
 
     Args:
@@ -72,13 +78,13 @@ def from_nested(tree, levels: Sequence[str] | None = None, ragged: bool = False)
       ragged: whether leaves may be at different depths.
 
     Raises:
-      HierarchyError: for values that are no such tree and a name that stands twice.
+      HierarchyError: for values of other types, and for a name that stands twice.
 
     >>> from_nested({'cat': ['lynx', 'lion'], 'dog': {'pug': None}}).names
     (('cat', 'dog'), ('lynx', 'lion', 'pug'))
     """
     parent_of: dict[str, str | None] = {}
-    subtrees = [(None, tree)]
+    subtrees: list[tuple[str | None, Nested]] = [(None, tree)]
     for parent, subtree in subtrees:  # breadth first: the list grows while it is read
         where = "the tree" if parent is None else f"below '{parent}'"
         if isinstance(subtree, Mapping):
@@ -110,24 +116,23 @@ def from_wordnet(
     names: Mapping[str, str] | None = None,
     levels: Sequence[str] | None = None,
 ) -> Hierarchy:
-    """Build the hierarchy, ragged as a rule, that WordNet's is-a relation makes of some classes.
+    """Build the hierarchy of some classes from WordNet's is-a relation; it is usually ragged.
 
-    Of all synsets only the leaves and those above them count. One with a single child says
-    nothing that its child does not: the two become one, and keep the lower name, so that every
-    leaf keeps its own. A single class at the top is left out, being the class of every sample.
+    Only the leaves and the synsets above them count. A synset with a single child adds nothing to
+    it: the two become one class with the lower name, so every leaf keeps its own. A single class
+    at the top is left out, because it is the class of every sample.
 
     Args:
       lines: `parent child`, separated by white space: the order of the columns in ImageNet's
         `wordnet.is_a.txt`. Empty lines, and those that begin with `#`, do not count.
-      leaves: the classes to be told apart, as the lines name them. Each level has its classes in
-        the order of the first leaf below them.
-      names: for some or all classes of the lines (such as `n02129165`) the name to be given to
-        them (`lion`).
+      leaves: the classes to be told apart, as the lines name them. The classes of each level
+        stand in the order of the first leaf below them.
+      names: new names (`lion`) for some or all classes of the lines (`n02129165`).
       levels: names of the levels; `('coarse', 'fine')` for two, else `level1`, `level2`, ….
 
     Raises:
-      HierarchyError: for a leaf in no line, or above another leaf, and for every synset with two
-        parents (WordNet has them), with the lines that give them.
+      HierarchyError: for a leaf that is in no line, or above another leaf; and for synsets with
+        two parents (WordNet has them), with the numbers of their lines.
 
     >>> lines = ['cat lion', 'cat lynx', 'mammal cat', 'mammal dog', 'dog wolf', 'dog fox']
     >>> from_wordnet(lines, ['lion', 'wolf', 'lynx']).names
@@ -147,7 +152,7 @@ def from_wordnet(
     return Hierarchy(tree.levels, renamed, tree.parents, tree.ragged)
 
 
-def _read_is_a(lines) -> dict[str, dict[str, int]]:
+def _read_is_a(lines: str | Iterable[str]) -> dict[str, dict[str, int]]:
     """Return for each class its parents, each with the number of its line."""
     if isinstance(lines, str):
         lines = lines.splitlines()
@@ -176,7 +181,8 @@ def _restrict(
     for leaf in leaves:
         if leaf not in parents_of:
             raise HierarchyError(f"leaf '{leaf}' is in none of the lines")
-        chain, node = set(), leaf
+        chain = set()
+        node: str | None = leaf
         while node is not None and node not in parent_of:
             chain.add(node)
             parent_of[node] = next(iter(parents_of[node]), None)
@@ -204,13 +210,13 @@ def _restrict(
 
 
 def _contract(parent_of: dict[str, str | None]) -> dict[str, str | None]:
-    """Leave out the classes with a single child, and a single class above all others."""
+    """Return the tree without classes that have a single child, and without a single top."""
     num_children = Counter(parent_of.values())
     left_out = {node for node in parent_of if num_children[node] == 1}
-    kept = {}
+    kept: dict[str, str | None] = {}
     for node, parent in parent_of.items():
         if node not in left_out:
-            while parent in left_out:  # in all, once for each class left out: it has one child
+            while parent in left_out:  # once for each class that is left out: it has one child
                 parent = parent_of[parent]
             kept[node] = parent
     tops = [node for node, parent in kept.items() if parent is None]

@@ -1,21 +1,29 @@
-"""Measures of predicted probabilities and classes: pure functions of arrays."""
+"""Measures of predicted probabilities and classes: pure functions of arrays, on the host.
 
-from hiercls_jax.metrics.metrics import (
+Each is a sum over samples, divided once.
+"""
+
+from hiercls_jax.metrics.checks import check_scores
+from hiercls_jax.metrics.coherence import (
+    child_sums,
+    coherence_gap,
+    coherence_gaps,
+    consistency_rate,
+)
+from hiercls_jax.metrics.scores import (
     PROBABILITY_FLOOR,
     Reliability,
     brier_score,
-    check_scores,
-    child_sums,
-    coherence_gap,
-    consistency_rate,
     expected_calibration_error,
+    negative_log_likelihood,
+    reliability,
+    topk_error,
+)
+from hiercls_jax.metrics.tree import (
     hierarchical_distance,
     hierarchical_scores,
     lca_height,
     mistake_severity,
-    negative_log_likelihood,
-    reliability,
-    topk_error,
 )
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "check_scores",
     "child_sums",
     "coherence_gap",
+    "coherence_gaps",
     "consistency_rate",
     "expected_calibration_error",
     "hierarchical_distance",

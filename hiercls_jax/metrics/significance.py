@@ -1,33 +1,34 @@
-"""Is a difference there, or is it not? Tests over seeds and over test images.
+"""Tests whether a difference is real: over seeds and over test images.
 
-Two sources of chance: which networks one happened to train (seeds), and which images one happened
-to test on. Student's paired t-test speaks of the first, as in the paper's Section 4; the bootstrap
-and McNemar's test speak of the second, for the networks that there are. "No difference" is never
-read off a large p-value: it is claimed where the interval of the difference lies within a margin.
+There are two sources of chance: the seeds of the networks and the sample of test images. Student's
+paired t-test covers the first, as in the paper's Section 4. The bootstrap and McNemar's test cover
+the second, for the given networks. A large p-value never shows "no difference"; an interval of the
+difference within a margin does.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 CONFIDENCE = 0.95
 LEVEL = 0.05  # of significance
 RESAMPLES = 1000  # of the test images
-NOISE = 1e-9  # percentage points, or of alpha: what float64 leaves where numbers are the same
+NOISE = 1e-9  # percentage points, or of alpha: the rounding error of equal numbers in float64
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What is known of a mean difference.
+    """A mean difference with its intervals and p-value.
 
     Args:
       mean: the difference.
       low, high: the ends of its 95 % interval.
-      narrow_low, narrow_high: of its 90 % interval, which two one-sided tests at 5 % amount to
-        (Schuirmann, 1987).
-      p: two-sided, that it is not 0; NaN where nothing can be said.
+      narrow_low, narrow_high: the ends of its 90 % interval, which is equivalent to two one-sided
+        tests at 5 % (Schuirmann, 1987).
+      p: two-sided p-value of the hypothesis that the difference is 0; NaN without evidence.
     """
 
     mean: float
@@ -38,16 +39,16 @@ class Evidence:
     p: float
 
     def within(self, margin: float) -> bool:
-        """Return whether it is equivalent to 0, as far as `margin` at the 5 % level."""
+        """Return whether it is equivalent to 0 within `margin`, at the 5 % level."""
         return -margin < self.narrow_low and self.narrow_high < margin
 
 
-def paired_t(differences) -> Evidence:
-    """Student's t-test that a mean of paired differences is 0.
+def paired_t(differences: ArrayLike) -> Evidence:
+    """Return Student's t-test of the hypothesis that paired differences have the mean 0.
 
     Args:
-      differences: float `[n]`. With fewer than two nothing can be said; where all are the same
-        number, nothing is left to chance.
+      differences: float `[n]`. Fewer than two give infinite intervals; equal ones give intervals
+        of width 0.
 
     >>> round(paired_t([1.0, 2.0, 3.0]).p, 4)
     0.0742
@@ -60,20 +61,21 @@ def paired_t(differences) -> Evidence:
         return Evidence(mean, -np.inf, np.inf, -np.inf, np.inf, np.nan)
     if np.ptp(differences) <= NOISE:
         return Evidence(mean, mean, mean, mean, mean, float(abs(mean) <= NOISE))
-    found = stats.ttest_1samp(differences, 0)
-    wide, narrow = (found.confidence_interval(c) for c in (CONFIDENCE, 2 * CONFIDENCE - 1))
-    return Evidence(mean, *map(float, (*wide, *narrow)), float(found.pvalue))
+    test = stats.ttest_1samp(differences, 0)
+    low, high = map(float, test.confidence_interval(CONFIDENCE))
+    narrow_low, narrow_high = map(float, test.confidence_interval(2 * CONFIDENCE - 1))
+    return Evidence(mean, low, high, narrow_low, narrow_high, float(test.pvalue))
 
 
-def bootstrap(mean: float, resampled) -> Evidence:
-    """Percentile intervals of a statistic, and the p-value of mean / standard error if normal.
+def bootstrap(mean: float, resampled: ArrayLike) -> Evidence:
+    """Return percentile intervals of a statistic, and its p-value by a normal approximation.
 
-    A share of resamples would not do as a p-value: it cannot be smaller than 1 / B, and would be
-    lost in any correction for many tests.
+    The share of resamples beyond 0 is unusable as a p-value: it cannot be between 0 and 1 / B, so
+    no small one would survive a correction for many tests.
 
     Args:
       mean: the statistic of the images themselves.
-      resampled: float `[B]`, of B resamples.
+      resampled: float `[B]`, the statistic of B resamples.
     """
     resampled = np.asarray(resampled, np.float64)
     tail = (1 - CONFIDENCE) / 2
@@ -95,14 +97,14 @@ def resample_weights(count: int, resamples: int = RESAMPLES, seed: int = 0) -> n
     return np.array(list(drawn), np.float32)
 
 
-def mcnemar(first, second) -> float:
-    """McNemar's exact test: are two classifiers wrong equally often on the same images?
+def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
+    """Return the p-value of McNemar's exact test that two classifiers are equally often right.
 
     Args:
-      first, second: bool `[N]`, whether each is right.
+      first, second: bool `[N]`, whether each classifier is right on each image.
 
     Returns:
-      The two-sided p-value: binomial, of the images that one of them alone gets right.
+      The two-sided binomial p-value over the images that only one of them gets right.
 
     >>> mcnemar([True] * 5, [False] * 5)
     0.0625
@@ -115,7 +117,7 @@ def mcnemar(first, second) -> float:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Return p-values corrected for being a family (Holm, 1979); NaN stays, and does not count.
+    """Return p-values corrected for multiple tests (Holm, 1979); NaN stays, and is not counted.
 
     >>> holm([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]

@@ -1,6 +1,8 @@
 """DenseNet-BC for small images, depth 6n + 4, growth rate k (Huang et al., CVPR 2017)."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -74,6 +76,23 @@ class DenseNet:
       width: multiplier of the growth rate.
       stem_stride: stride of the first convolution; 2 makes everything behind it 4 times cheaper.
     """
+
+    # Huang et al. (2017).
+    RECIPE: ClassVar[Mapping[str, object]] = {
+        "epochs": 300,
+        "batch": 64,
+        "optimizer": {
+            "schedule": "step",
+            "learning_rate": 0.1,
+            "decay_at": (0.5, 0.75),
+            "decay_factor": 0.1,
+            "warmup_steps": 0,
+            "warmup_learning_rate": 0.0,
+            "momentum": 0.9,
+            "nesterov": True,
+            "weight_decay": 1e-4,
+        },
+    }
 
     depth: int
     growth: int = 12

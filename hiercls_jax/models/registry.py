@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from hiercls_jax.errors import UserError
 from hiercls_jax.models.branched import Family
@@ -22,7 +22,8 @@ def register(name: str, family: Callable[..., Family]) -> None:
     Args:
       name: lower-case letters.
       family: a frozen dataclass whose first field is the depth, whose other fields are options
-        with defaults, and which has the `pieces` of `branched.Family`.
+        with defaults, and which has the `pieces` of `branched.Family`. It may have a `RECIPE`,
+        as `ResNet` and `DenseNet` have.
     """
     if not re.fullmatch("[a-z]+", name):
         raise ArchError(f"a family's name is lower-case letters, not '{name}'")
@@ -33,6 +34,15 @@ def options(arch: str) -> dict:
     """Return the options of an architecture with their defaults, `{'width': 1.0, …}`."""
     family, _ = _parse(arch)
     return {field.name: field.default for field in dataclasses.fields(family)[1:]}
+
+
+def recipe(arch: str) -> Mapping[str, object]:
+    """Return the training recipe of an architecture: epochs, batch, and fields of the optimizer.
+
+    A family without a `RECIPE` is trained with that of ResNet.
+    """
+    family, _ = _parse(arch)
+    return getattr(family, "RECIPE", ResNet.RECIPE)
 
 
 def build(arch: str, **chosen) -> Family:

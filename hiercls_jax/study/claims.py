@@ -1,13 +1,14 @@
-"""The claims of the paper's Section 4, each with the statistic that decides it."""
+"""The claims of the paper's Section 4: a table of sentences and of the tests that decide them."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from hiercls_jax.models.variants import VARIANTS
-from hiercls_jax.study.summary import Summary
+from hiercls_jax.study.curves import ErrorCurves, Errors, Setting
+from hiercls_jax.study.summary import Key, Summary
 from hiercls_jax.study.verdicts import (
     DIFFERENT,
     EQUAL,
@@ -16,312 +17,357 @@ from hiercls_jax.study.verdicts import (
     LESS,
     MARGIN,
     MARGIN_ALPHA,
+    MARGIN_COST,
     MARGIN_STEP,
-    NEAR,
     NOT_RUN,
     UNDECIDED,
     Claim,
-    Network,
-    Setting,
     Test,
     Verdict,
     decide,
-    index,
-    optimum,
 )
 
 NAMES = {v: v.replace("merge", "merge-") for v in VARIANTS}
+COARSE, FINE = -2, -1  # the last two levels of the hierarchy
+LEVELS = (COARSE, FINE)
+BOTH = "both"  # in place of a network: the claims about two networks beside each other
 
 
-def judge(summary: Summary) -> list[tuple[str, Verdict]]:
-    """Return the verdict on each claim about each network, by its name, and on both together."""
-    judged = {}
-    for arch in dict.fromkeys(arch for arch, _ in summary.cells):
-        network = Network(summary, arch)
-        judged[network] = [decide(claim, network) for claim in claims(network)]
-    of_each = [(network.arch, v) for network, verdicts in judged.items() for v in verdicts]
-    return of_each + [("both", v) for v in judge_both(summary, judged)]
+class Network:
+    """One network among those of a summary: its cells, and the names of its levels."""
+
+    def __init__(self, curves: ErrorCurves, arch: str):
+        self.curves, self.arch, self.levels = curves, arch, curves.levels
+        self.largest = float(curves.alphas[-1])  # alpha
+        self.trained = [key for key in map(self.key, VARIANTS) if key in curves.cells]
+
+    def key(self, variant: str) -> Key:
+        """Return the key of a variant's cell."""
+        return self.arch, variant
 
 
-def judge_both(summary: Summary, judged: Mapping[Network, Sequence[Verdict]]) -> list[Verdict]:
-    """Return the verdict on what the paper says of its two networks beside each other.
+# Statistics: the difference that a test is about, of the error curves of a sample or of costs.
 
-    Args:
-      summary: of both.
-      judged: the verdicts on each one's own claims.
+
+def difference(first: Setting, second: Setting, errors: Errors) -> np.ndarray:
+    """Return the error of one classifier less that of another."""
+    return errors.at(first) - errors.at(second)
+
+
+def gain(key: Key, level: int, size: int, errors: Errors) -> np.ndarray:
+    """Return by how much adaptation at alpha 1 lowers the error of ensembles of a size."""
+    return difference(Setting(key, level, 0, size), Setting(key, level, 1, size), errors)
+
+
+def adapted_change(key: Key, level: int, size: int, errors: Errors) -> np.ndarray:
+    """Return the error at alpha 1 less that at alpha 0."""
+    return -gain(key, level, size, errors)
+
+
+def ensemble_change(key: Key, level: int, size: int, errors: Errors) -> np.ndarray:
+    """Return the error of ensembles less that of single networks, without adaptation."""
+    return difference(Setting(key, level, 0, size), Setting(key, level, 0), errors)
+
+
+def gain_change(key: Key, level: int, size: int, errors: Errors) -> np.ndarray:
+    """Return the gain of ensembles less that of single networks."""
+    return gain(key, level, size, errors) - gain(key, level, 1, errors)
+
+
+def gain_of_levels(key: Key, size: int, errors: Errors) -> np.ndarray:
+    """Return the gain at the fine level less that at the coarse one."""
+    return gain(key, FINE, size, errors) - gain(key, COARSE, size, errors)
+
+
+def best_alpha(keys: Sequence[Key], level: int, size: int, errors: Errors) -> np.ndarray:
+    """Return the alpha of the least error, the mean over cells."""
+    return np.mean([errors.best_alpha(key, level, size) for key in keys], axis=0)
+
+
+def above_1(keys: Sequence[Key], level: int, size: int, errors: Errors) -> np.ndarray:
+    """Return by how much the best alpha exceeds 1."""
+    return best_alpha(keys, level, size, errors) - 1
+
+
+def below_1(keys: Sequence[Key], level: int, size: int, errors: Errors) -> np.ndarray:
+    """Return by how much 1 exceeds the best alpha."""
+    return 1 - best_alpha(keys, level, size, errors)
+
+
+def best_alpha_falls(keys: Sequence[Key], level: int, size: int, errors: Errors) -> np.ndarray:
+    """Return by how much the best alpha of single networks exceeds that of ensembles."""
+    return best_alpha(keys, level, 1, errors) - best_alpha(keys, level, size, errors)
+
+
+def best_alpha_rises(keys: Sequence[Key], level: int, size: int, errors: Errors) -> np.ndarray:
+    """Return by how much the best alpha of ensembles exceeds that of single networks."""
+    return best_alpha(keys, level, size, errors) - best_alpha(keys, level, 1, errors)
+
+
+def relative_cost(quantity: str, key: Key, other: Key, curves: ErrorCurves) -> np.ndarray:
+    """Return by how many percent a cost exceeds another cell's, for each seed that both have."""
+    seeds = curves.common_seeds((key, other))
+    ours, theirs = (
+        cell.costs[quantity][[cell.seeds.index(seed) for seed in seeds]]
+        for cell in (curves.cells[key], curves.cells[other])
+    )
+    return 100 * (ours / theirs - 1)
+
+
+def relative_time(key: Key, other: Key, curves: ErrorCurves) -> np.ndarray:
+    """Return the same for the time of training.
+
+    If all runs of the network were on CPUs it is the time of the cores, because other work on the
+    machine hardly changes that.
     """
-    agree = Claim("The results with DenseNet are consistent with those with ResNet", ())
-    better = Claim("DenseNet has lower errors than ResNet at α = 1", ())
-    resnet, densenet = (
-        next((n for n in judged if n.arch.startswith(family)), None)
-        for family in ("resnet", "densenet")
-    )
-    if resnet is None or densenet is None:
-        return [Verdict(claim, (), NOT_RUN) for claim in (agree, better)]
-    pairs = {(a.verdict, b.verdict) for a, b in zip(judged[resnet], judged[densenet], strict=True)}
-    if {(HOLDS, FAILS), (FAILS, HOLDS)} & pairs:
-        agreement = FAILS
-    else:
-        agreement = HOLDS if all(a == b != UNDECIDED for a, b in pairs) else UNDECIDED
-    cells = {f"{n.arch} {v}": c for n in (resnet, densenet) for v, c in n.cells.items()}
-    both = Network(summary, "", cells)
-    at = index(resnet.alphas, 1.0)
-    tests = tuple(
+    cells = [cell for (arch, _), cell in curves.cells.items() if arch == key[0]]
+    on_cpu = all(cell.costs["on_cpu"].all() and cell.costs["training_cpu"].all() for cell in cells)
+    return relative_cost("training_cpu" if on_cpu else "training", key, other, curves)
+
+
+# Families of tests: the same comparison in every variant, or between variants.
+
+
+def compare_alphas(network: Network, level: int, alpha: float, other: float) -> tuple[Test, ...]:
+    """Test in every variant that single networks err less at one alpha than at another."""
+    return tuple(_alphas(network, network.key(v), level, alpha, other) for v in VARIANTS)
+
+
+def compare_steps(network: Network, level: int, step: float) -> tuple[Test, ...]:
+    """Test in every trained variant that its best alpha errs less than those a step away."""
+    tests = []
+    for key in network.trained:
+        best = network.curves.best_alpha(key, level)
+        for other in (round(best - step, 6), round(best + step, 6)):
+            if 0 <= other <= network.largest:
+                tests.append(_alphas(network, key, level, best, other, MARGIN_STEP))
+    return tuple(tests)
+
+
+def _alphas(
+    network: Network, key: Key, level: int, alpha: float, other: float, margin: float = MARGIN
+) -> Test:
+    pair = Setting(key, level, alpha), Setting(key, level, other)
+    words = f"{NAMES[key[1]]}, {network.levels[level]}: α = {alpha:.4g} against {other:.4g}"
+    return Test(words, LESS, (key,), partial(difference, *pair), margin=margin, pair=pair)
+
+
+def compare_variants(
+    network: Network,
+    expects: str,
+    first: Sequence[str],
+    second: Sequence[str],
+    alpha: float = 1,
+    levels: Sequence[int] = LEVELS,
+) -> tuple[Test, ...]:
+    """Test the error of each of some variants against that of each of some others."""
+    tests = []
+    for a, b, level in itertools.product(first, second, levels):
+        keys = network.key(a), network.key(b)
+        pair = Setting(keys[0], level, alpha), Setting(keys[1], level, alpha)
+        words = f"{NAMES[a]} against {NAMES[b]}, {network.levels[level]}, α = {alpha:g}"
+        tests.append(Test(words, expects, keys, partial(difference, *pair), pair=pair))
+    return tuple(tests)
+
+
+def compare_best_alpha(
+    network: Network,
+    level: int,
+    words: str,
+    statistic: Callable[[Sequence[Key], int, int, Errors], np.ndarray],
+    expects: str = LESS,
+    size: int = 1,
+    margin: float = 0.0,
+) -> Test:
+    """Test the best alpha, the mean over all trained variants."""
+    keys = tuple(network.trained)
+    return Test(
+        f"{network.levels[level]}: {words}", expects, keys, partial(statistic, keys, level, size),
+        size=size, margin=margin, unit="α",
+    )  # fmt: skip
+
+
+def compare_ensembles(
+    network: Network,
+    words: str,
+    size: int,
+    statistic: Callable[[Key, int, int, Errors], np.ndarray],
+) -> tuple[Test, ...]:
+    """Test in every variant and level that a statistic of ensembles is below 0."""
+    return tuple(
         Test(
-            f"{NAMES[v]}, {resnet.levels[level]}: {densenet.arch} against {resnet.arch}, α = 1",
-            LESS,
-            lambda curves, v=v, level=level: (
-                curves(f"{densenet.arch} {v}", level, 1)[..., at]
-                - curves(f"{resnet.arch} {v}", level, 1)[..., at]
-            ),
-            (f"{resnet.arch} {v}", f"{densenet.arch} {v}"),
+            f"{NAMES[v]}, {network.levels[level]}: {words}", LESS, (network.key(v),),
+            partial(statistic, network.key(v), level, size), size=size,
         )
-        for v in VARIANTS
-        for level in (len(resnet.levels) - 2, len(resnet.levels) - 1)
-    )
-    return [Verdict(agree, (), agreement), decide(dataclasses.replace(better, tests=tests), both)]
+        for v, level in itertools.product(VARIANTS, LEVELS)
+    )  # fmt: skip
 
 
-# The claims. Coarse is the level above the last, fine the last one.
+def compare_gains_of_levels(network: Network) -> tuple[Test, ...]:
+    """Test in every variant that ensembles gain less at the fine level than at the coarse one."""
+    coarse, fine = (network.levels[level] for level in LEVELS)
+    return tuple(
+        Test(
+            f"{NAMES[v]}: gain for {fine} − gain for {coarse}, {number}", LESS, (network.key(v),),
+            partial(gain_of_levels, network.key(v), size), size=size,
+        )
+        for v, (size, number) in itertools.product(VARIANTS, ((2, "two"), (4, "four")))
+    )  # fmt: skip
+
+
+def compare_costs(
+    network: Network, words: str, statistic: Callable[[Key, Key, ErrorCurves], np.ndarray]
+) -> tuple[Test, ...]:
+    """Test that merged networks, merge-0 apart, cost less than separate ones."""
+    keys = [(network.key(v), network.key("separate")) for v in ("merge1", "merge2", "merge3")]
+    return tuple(
+        Test(
+            f"{NAMES[pair[0][1]]} against separate, {words}", LESS, pair,
+            costs=partial(statistic, *pair), margin=MARGIN_COST, unit="%",
+        )
+        for pair in keys
+    )  # fmt: skip
+
+
+# The claims about one network, each with its tests. To add a claim, add a row.
+CLAIMS: tuple[tuple[str, Callable[[Network], tuple[Test, ...]]], ...] = (
+    ("Adaptation at α = 1 lowers the {coarse} error", lambda n: compare_alphas(n, COARSE, 1, 0)),
+    ("Adaptation at α = 1 lowers the {fine} error", lambda n: compare_alphas(n, FINE, 1, 0)),
+    (
+        "The best α is near 1",
+        lambda n: tuple(
+            compare_best_alpha(n, level, "best α − 1", above_1, EQUAL, margin=MARGIN_ALPHA)
+            for level in LEVELS
+        ),
+    ),
+    (
+        "The best α is slightly above 1 for {coarse}",
+        lambda n: (compare_best_alpha(n, COARSE, "1 − best α", below_1),),
+    ),
+    (
+        "The best α is slightly below 1 for {fine}",
+        lambda n: (compare_best_alpha(n, FINE, "best α − 1", above_1),),
+    ),
+    (
+        "That distance from 1 grows with the ensemble",
+        lambda n: (
+            compare_best_alpha(
+                n, COARSE, "best α of one − best α of four", best_alpha_falls, size=4
+            ),
+            compare_best_alpha(n, FINE, "best α of four − best α of one", best_alpha_rises, size=4),
+        ),
+    ),
+    (
+        "For {coarse}, sums of the {fine} probabilities (α = {largest:g}) are better than its own "
+        "probabilities (α = 0)",
+        lambda n: compare_alphas(n, COARSE, n.largest, 0),
+    ),
+    (
+        "For {coarse}, both together (α = 1) are better than those sums (α = {largest:g})",
+        lambda n: compare_alphas(n, COARSE, 1, n.largest),
+    ),
+    (
+        "merge-1 and merge-2 do not differ at α = 1",
+        lambda n: compare_variants(n, EQUAL, ["merge1"], ["merge2"]),
+    ),
+    (
+        "separate and merge-0 do not differ at α = 1",
+        lambda n: compare_variants(n, EQUAL, ["separate"], ["merge0"]),
+    ),
+    (
+        "separate and merge-0 do not differ for {fine} near α = 0",
+        lambda n: compare_variants(n, EQUAL, ["separate"], ["merge0"], 0, [FINE]),
+    ),
+    (
+        "separate and merge-0 differ for {coarse} near α = 0",
+        lambda n: compare_variants(n, DIFFERENT, ["separate"], ["merge0"], 0, [COARSE]),
+    ),
+    (
+        "merge-1 and merge-2 are better than separate and merge-0 at α = 1",
+        lambda n: compare_variants(n, LESS, ["merge1", "merge2"], ["separate", "merge0"]),
+    ),
+    (
+        "merge-1 and merge-2 are better than merge-3 at α = 1",
+        lambda n: compare_variants(n, LESS, ["merge1", "merge2"], ["merge3"]),
+    ),
+    ("±0.1 from the best α is worse for {fine}", lambda n: compare_steps(n, FINE, 0.1)),
+    ("±0.2 from the best α is worse for {coarse}", lambda n: compare_steps(n, COARSE, 0.2)),
+    (
+        "Ensembles lower the error, without adaptation",
+        lambda n: compare_ensembles(n, "four against one, α = 0", 4, ensemble_change),
+    ),
+    (
+        "Adaptation lowers the error of ensembles further",
+        lambda n: (
+            *compare_ensembles(n, "two, α = 1 against 0", 2, adapted_change),
+            *compare_ensembles(n, "four, α = 1 against 0", 4, adapted_change),
+        ),
+    ),
+    (
+        "Adaptation gains more for {coarse} than for {fine} with ensembles",
+        compare_gains_of_levels,
+    ),
+    (
+        "What adaptation gains gets less as the ensemble grows",
+        lambda n: compare_ensembles(n, "gain of four − gain of one", 4, gain_change),
+    ),
+    (
+        "Merging takes less training time than separate networks",
+        lambda n: compare_costs(n, "training time", relative_time),
+    ),
+    (
+        "Merging takes fewer parameters than separate networks",
+        lambda n: compare_costs(n, "parameters", partial(relative_cost, "parameters")),
+    ),
+)
 
 
 def claims(network: Network) -> list[Claim]:
-    """Return the paper's claims as far as they speak of one network."""
-    coarse, fine = len(network.levels) - 2, len(network.levels) - 1
-    largest, alphas = float(network.alphas[-1]), network.alphas
-    name = {coarse: network.levels[coarse], fine: network.levels[fine]}
-    present = [v for v in VARIANTS if v in network.cells]
-
-    def versus(expects, first: Setting, second: Setting, margin=MARGIN) -> Test:
-        def difference(curves):
-            a, b = (
-                curves(s.variant, s.level, 1)[..., index(alphas, s.alpha)] for s in (first, second)
-            )
-            return a - b
-
-        if first.variant == second.variant:
-            what = (
-                f"{NAMES[first.variant]}, {name[first.level]}: α = {first.alpha:.4g} against "
-                f"{second.alpha:.4g}"
-            )
-        else:
-            what = (
-                f"{NAMES[first.variant]} against {NAMES[second.variant]}, {name[first.level]}, "
-                f"α = {first.alpha:g}"
-            )
-        needed = tuple(dict.fromkeys((first.variant, second.variant)))
-        return Test(what, expects, difference, needed, margin=margin, pair=(first, second))
-
-    def alpha_against(level, alpha, other) -> tuple[Test, ...]:
-        return tuple(
-            versus(LESS, Setting(v, level, alpha), Setting(v, level, other)) for v in VARIANTS
-        )
-
-    def variants_at_1(expects, first, second) -> list[Test]:
-        return [
-            versus(expects, Setting(first, level, 1.0), Setting(second, level, 1.0))
-            for level in (coarse, fine)
-        ]
-
-    def mean_optimum(curves, level, size=1):
-        return sum(optimum(curves(v, level, size), alphas) for v in present) / len(present)
-
-    def about_optimum(what, expects, statistic, size=1, margin=MARGIN_ALPHA) -> Test:
-        return Test(what, expects, statistic, tuple(present), size, margin, "α")
-
-    def steps_from_optimum(level, step) -> tuple[Test, ...]:
-        best = {v: network.best(v, level) for v in present}
-        return tuple(
-            versus(LESS, Setting(v, level, best[v]), Setting(v, level, other), MARGIN_STEP)
-            for v in present
-            for other in (round(best[v] - step, 6), round(best[v] + step, 6))
-            if 0 <= other <= largest
-        )
-
-    def error_of(v, level, size, alpha, curves):
-        return curves(v, level, size)[..., index(alphas, alpha)]
-
-    def gain(v, level, size, curves):
-        return error_of(v, level, size, 0, curves) - error_of(v, level, size, 1, curves)
-
-    def ensembles(what, statistic, size, variants=VARIANTS) -> tuple[Test, ...]:
-        return tuple(
-            Test(
-                f"{NAMES[v]}, {name[level]}: {what}", LESS, partial(statistic, v, level), (v,), size
-            )
-            for v in variants
-            for level in (coarse, fine)
-        )
-
-    def saved(v, quantity) -> Test:
-        def relative(network: Network) -> np.ndarray:
-            ours, theirs = (_cost(network, x, quantity, (v, "separate")) for x in (v, "separate"))
-            return 100 * (ours / theirs - 1)
-
-        return Test(
-            f"{NAMES[v]} against separate, {quantity.replace('_', ' ')}", LESS, None,
-            (v, "separate"), margin=1.0, unit="%", values=relative,
-        )  # fmt: skip
-
-    merged = ("merge1", "merge2")
+    """Return the paper's claims as claims about one network."""
+    coarse, fine = (network.levels[level] for level in LEVELS)
     return [
-        Claim(f"Adaptation at α = 1 lowers the {name[coarse]} error", alpha_against(coarse, 1, 0)),
-        Claim(f"Adaptation at α = 1 lowers the {name[fine]} error", alpha_against(fine, 1, 0)),
-        Claim(
-            "The best α is near 1",
-            tuple(
-                about_optimum(
-                    f"{name[level]}: best α − 1",
-                    NEAR,
-                    lambda curves, level=level: mean_optimum(curves, level) - 1,
-                )
-                for level in (coarse, fine)
-            ),
-        ),
-        Claim(
-            f"The best α is slightly above 1 for {name[coarse]}",
-            (
-                about_optimum(
-                    f"{name[coarse]}: 1 − best α",
-                    LESS,
-                    lambda curves: 1 - mean_optimum(curves, coarse),
-                    margin=0.0,
-                ),
-            ),
-        ),
-        Claim(
-            f"The best α is slightly below 1 for {name[fine]}",
-            (
-                about_optimum(
-                    f"{name[fine]}: best α − 1",
-                    LESS,
-                    lambda curves: mean_optimum(curves, fine) - 1,
-                    margin=0.0,
-                ),
-            ),
-        ),
-        Claim(
-            "That distance from 1 grows with the ensemble",
-            (
-                about_optimum(
-                    f"{name[coarse]}: best α of one − best α of four",
-                    LESS,
-                    lambda curves: mean_optimum(curves, coarse) - mean_optimum(curves, coarse, 4),
-                    4,
-                    0.0,
-                ),
-                about_optimum(
-                    f"{name[fine]}: best α of four − best α of one",
-                    LESS,
-                    lambda curves: mean_optimum(curves, fine, 4) - mean_optimum(curves, fine),
-                    4,
-                    0.0,
-                ),
-            ),
-        ),
-        Claim(
-            f"For {name[coarse]}, sums of the {name[fine]} probabilities (α = {largest:g}) are "
-            "better than its own probabilities (α = 0)",
-            alpha_against(coarse, largest, 0),
-        ),
-        Claim(
-            f"For {name[coarse]}, both together (α = 1) are better than those sums "
-            f"(α = {largest:g})",
-            alpha_against(coarse, 1, largest),
-        ),
-        Claim(
-            "merge-1 and merge-2 do not differ at α = 1",
-            tuple(variants_at_1(EQUAL, "merge1", "merge2")),
-        ),
-        Claim(
-            "separate and merge-0 do not differ at α = 1",
-            tuple(variants_at_1(EQUAL, "separate", "merge0")),
-        ),
-        Claim(
-            f"separate and merge-0 do not differ for {name[fine]} near α = 0",
-            (versus(EQUAL, Setting("separate", fine, 0), Setting("merge0", fine, 0)),),
-        ),
-        Claim(
-            f"separate and merge-0 differ for {name[coarse]} near α = 0",
-            (versus(DIFFERENT, Setting("separate", coarse, 0), Setting("merge0", coarse, 0)),),
-        ),
-        Claim(
-            "merge-1 and merge-2 are better than separate and merge-0 at α = 1",
-            tuple(
-                test
-                for v in merged
-                for other in ("separate", "merge0")
-                for test in variants_at_1(LESS, v, other)
-            ),
-        ),
-        Claim(
-            "merge-1 and merge-2 are better than merge-3 at α = 1",
-            tuple(test for v in merged for test in variants_at_1(LESS, v, "merge3")),
-        ),
-        Claim(
-            f"±0.1 from the best α is worse for {name[fine]}",
-            steps_from_optimum(fine, 0.1),
-        ),
-        Claim(
-            f"±0.2 from the best α is worse for {name[coarse]}",
-            steps_from_optimum(coarse, 0.2),
-        ),
-        Claim(
-            "Ensembles lower the error, without adaptation",
-            ensembles(
-                "four against one, α = 0",
-                lambda v, level, c: error_of(v, level, 4, 0, c) - error_of(v, level, 1, 0, c),
-                4,
-            ),
-        ),
-        Claim(
-            "Adaptation lowers the error of ensembles further",
-            ensembles("two, α = 1 against 0", lambda v, level, c: -gain(v, level, 2, c), 2)
-            + ensembles("four, α = 1 against 0", lambda v, level, c: -gain(v, level, 4, c), 4),
-        ),
-        Claim(
-            f"Adaptation gains more for {name[coarse]} than for {name[fine]} with ensembles",
-            tuple(
-                Test(
-                    f"{NAMES[v]}: gain for {name[fine]} − gain for {name[coarse]}, "
-                    f"{'two' if size == 2 else 'four'}",
-                    LESS,
-                    lambda c, v=v, size=size: gain(v, fine, size, c) - gain(v, coarse, size, c),
-                    (v,),
-                    size,
-                )
-                for v in VARIANTS
-                for size in (2, 4)
-            ),
-        ),
-        Claim(
-            "What adaptation gains gets less as the ensemble grows",
-            ensembles(
-                "gain of four − gain of one",
-                lambda v, level, c: gain(v, level, 4, c) - gain(v, level, 1, c),
-                4,
-            ),
-        ),
-        Claim(
-            "Merging takes less training time than separate networks",
-            tuple(saved(v, "training_time") for v in ("merge1", "merge2", "merge3")),
-        ),
-        Claim(
-            "Merging takes fewer parameters than separate networks",
-            tuple(saved(v, "parameters") for v in ("merge1", "merge2", "merge3")),
-        ),
+        Claim(text.format(coarse=coarse, fine=fine, largest=network.largest), tests(network))
+        for text, tests in CLAIMS
     ]
 
 
-def _cost(network: Network, variant: str, quantity: str, together: Sequence[str]) -> np.ndarray:
-    """Return a cost of each seed that both variants have."""
-    cell = network.cells[variant]
-    rows = [cell.seeds.index(seed) for seed in network.common_seeds(together)]
-    if quantity == "training_time":
-        # On CPUs what the cores worked, which other work on the machine hardly changes.
-        on_cpu = all(
-            c.costs["on_cpu"].all() and c.costs["training_cpu"].all()
-            for c in network.cells.values()
-        )
-        quantity = "training_cpu" if on_cpu else "training"
-    return cell.costs[quantity][rows]
+def judge(summary: Summary) -> list[tuple[str, Verdict]]:
+    """Return the verdict on each claim with its network's name, and those on both networks."""
+    curves = ErrorCurves(summary)
+    by_arch = {
+        arch: [decide(claim, curves) for claim in claims(Network(curves, arch))]
+        for arch in curves.archs()
+    }
+    of_each = [(arch, verdict) for arch, verdicts in by_arch.items() for verdict in verdicts]
+    return of_each + [(BOTH, verdict) for verdict in judge_both(curves, by_arch)]
+
+
+def judge_both(curves: ErrorCurves, by_arch: Mapping[str, Sequence[Verdict]]) -> list[Verdict]:
+    """Return the verdicts on the two claims that set ResNet and DenseNet beside each other.
+
+    Args:
+      curves: of the cells of both.
+      by_arch: by network, the verdicts on its own claims.
+    """
+    agree = Claim("The results with DenseNet are consistent with those with ResNet", ())
+    better = "DenseNet has lower errors than ResNet at α = 1"
+    resnet, densenet = (
+        next((arch for arch in by_arch if arch.startswith(family)), None)
+        for family in ("resnet", "densenet")
+    )
+    if resnet is None or densenet is None:
+        return [Verdict(claim, (), NOT_RUN) for claim in (agree, Claim(better, ()))]
+    pairs = [
+        (a.verdict, b.verdict) for a, b in zip(by_arch[resnet], by_arch[densenet], strict=True)
+    ]
+    if {(HOLDS, FAILS), (FAILS, HOLDS)} & set(pairs):
+        agreement = FAILS
+    else:
+        agreement = HOLDS if all(a == b != UNDECIDED for a, b in pairs) else UNDECIDED
+    tests = []
+    for v, level in itertools.product(VARIANTS, LEVELS):
+        keys = (densenet, v), (resnet, v)
+        statistic = partial(difference, *(Setting(key, level, 1) for key in keys))
+        words = f"{NAMES[v]}, {curves.levels[level]}: {densenet} against {resnet}, α = 1"
+        tests.append(Test(words, LESS, keys, statistic))
+    return [Verdict(agree, (), agreement), decide(Claim(better, tuple(tests)), curves)]

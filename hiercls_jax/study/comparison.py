@@ -14,16 +14,9 @@ from hiercls_jax.models.variants import VARIANTS
 from hiercls_jax.report import figures
 from hiercls_jax.study import claims
 from hiercls_jax.study.claims import NAMES
+from hiercls_jax.study.curves import index
 from hiercls_jax.study.summary import Cell, Summary
-from hiercls_jax.study.verdicts import (
-    HOLDS,
-    MARGIN,
-    MARGIN_ALPHA,
-    MARGIN_STEP,
-    Network,
-    Verdict,
-    index,
-)
+from hiercls_jax.study.verdicts import HOLDS, MARGIN, MARGIN_ALPHA, MARGIN_STEP, Verdict
 
 # What LaTeX does not know by itself.
 LATEX = {"α": r"$\alpha$", "±": r"$\pm$", "−": r"$-$"}
@@ -102,23 +95,22 @@ def write(folder: Path, summary: Summary) -> list[str]:
     Each file is written under a temporary name and renamed. The same summary gives the same bytes
     under the same versions of the packages.
     """
-    networks = [Network(summary, arch) for arch in dict.fromkeys(a for a, _ in summary.cells)]
     judged = claims.judge(summary)
     tables = [
         ledger(judged), errors(summary), control(summary), costs(summary), tests(judged),
     ]  # fmt: skip
     written, parts = [], [_HEAD]
-    for network in networks:
-        stem = f"error_against_alpha-{network.arch}"
-        _draw_curves(folder / stem, network)
+    for arch in dict.fromkeys(a for a, _ in summary.cells):
+        stem = f"error_against_alpha-{arch}"
+        _draw_curves(folder / stem, summary, arch)
         written += [f"{stem}.svg", f"{stem}.png"]
         parts.append(
-            f"![Test error against alpha, {network.arch}]({stem}.svg)\n\n{_curve_note(network)}\n"
+            f"![Test error against alpha, {arch}]({stem}.svg)\n\n{_curve_note(summary, arch)}\n"
         )
-        stem = f"points-{network.arch}"
-        _draw_points(folder / stem, summary, network)
+        stem = f"points-{arch}"
+        _draw_points(folder / stem, summary, arch)
         written += [f"{stem}.svg", f"{stem}.png"]
-        parts.append(f"![P against Q, {network.arch}]({stem}.svg)\n")
+        parts.append(f"![P against Q, {arch}]({stem}.svg)\n")
     for table in tables:
         written += table.write(folder)
         parts.append(table.markdown())
@@ -141,8 +133,7 @@ def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
     """Return the claims of the paper with their verdicts."""
     rows = []
     for number, (arch, verdict) in enumerate(judged, 1):
-        found = [r.seeds if r.test.size == 1 else r.images for r in verdict.results]
-        means = [e.mean for e in found if np.isfinite(e.mean)]
+        means = [r.deciding.mean for r in verdict.results if np.isfinite(r.deciding.mean)]
         spread = ""
         if means:
             ends = dict.fromkeys((_signed(min(means)), _signed(max(means))))  # once, if the same
@@ -163,8 +154,8 @@ def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
         f"90 % interval lies within ±{MARGIN:g} points (±{MARGIN_STEP:g} for steps "
         f"of α, ±{MARGIN_ALPHA:g} for α itself, ±1 % for costs); a test that expects one "
         "fails there, as it does where the difference is significant the other way; one that "
-        "expects none fails where it is significant, or for α beyond the margin. All tests are "
-        "listed below.",
+        "expects none fails if the 95 % interval lies beyond that margin. All tests are listed "
+        "below.",
         ("", "network", "claim", "differences found", "tests that hold", "verdict"),
         rows,
         (0,) * 6,
@@ -284,10 +275,10 @@ def tests(judged: Sequence[tuple[str, Verdict]]) -> Table:
     """Return every test of every claim."""
     rows = [
         (
-            number, arch, r.test.what, f"{r.test.expects}, {r.test.unit}",
+            number, arch, r.test.difference, f"{r.test.expects}, {r.test.unit}",
             *_interval(r.seeds), _p(r.p_holm if r.test.size == 1 else np.nan),
             *_interval(r.images), _p(r.p_holm if r.test.size > 1 else np.nan),
-            "" if r.mcnemar is None else f"{r.mcnemar[1]} of {r.mcnemar[0]}", r.verdict,
+            "" if r.mcnemar is None else f"{r.mcnemar[0]} of {r.mcnemar[1]}", r.verdict,
         )
         for number, (arch, verdict) in enumerate(judged, 1)
         for r in verdict.results
@@ -353,49 +344,57 @@ def _show(value: Value, decimals: int) -> str:
             return f"{value:.{decimals}f}"
 
 
-def _curve_note(network: Network) -> str:
-    seeds = ", ".join(f"{NAMES[v]} {len(c.seeds)}" for v, c in network.cells.items())
-    sizes = ", ".join(map(str, sorted({size for c in network.cells.values() for size in c.right})))
+def _cells_of(summary: Summary, arch: str) -> list[Cell]:
+    return [cell for (of, _), cell in summary.cells.items() if of == arch]
+
+
+def _curve_note(summary: Summary, arch: str) -> str:
+    cells = _cells_of(summary, arch)
+    seeds = ", ".join(f"{NAMES[cell.variant]} {len(cell.seeds)}" for cell in cells)
+    sizes = ", ".join(map(str, sorted({size for cell in cells for size in cell.right})))
     return (
-        f"*Test error of {network.arch} against α, mean and one standard deviation over all "
+        f"*Test error of {arch} against α, mean and one standard deviation over all "
         f"ensembles of {sizes} of its instances (seeds: {seeds}), whose probabilities are averaged "
         "and then adapted; dashed, the mean of those that are adapted first, which for the coarse "
         "level is the same.*"
     )
 
 
-def _draw_curves(path: Path, network: Network) -> None:
-    averaged, adapted_first = (
-        {
+def _draw_curves(path: Path, summary: Summary, arch: str) -> None:
+    """Draw error against alpha: averaged, then adapted; and dashed the other way round."""
+    images, cells = len(summary.labels), _cells_of(summary, arch)
+    in_order = sorted(cells, key=lambda cell: list(VARIANTS).index(cell.variant))
+
+    def errors(flavour: str) -> dict[int, dict[str, dict[str, np.ndarray]]]:
+        return {
             size: {
                 name: {
-                    NAMES[v]: 100 / network.images * network.cells[v].wrong[flavour][size][:, level]
-                    for v in VARIANTS
-                    if v in network.cells and size in network.cells[v].right
+                    NAMES[cell.variant]: 100 / images * cell.wrong[flavour][size][:, level]
+                    for cell in in_order
+                    if size in cell.right
                 }
-                for level, name in enumerate(network.levels)
+                for level, name in enumerate(summary.hierarchy.levels)
             }
-            for size in sorted({size for c in network.cells.values() for size in c.right})
+            for size in sorted({size for cell in cells for size in cell.right})
         }
-        for flavour in ("averaged", "adapted_first")
-    )
-    figures.variant_curves(path, network.alphas, averaged, network.arch, adapted_first)
+
+    averaged, adapted_first = errors("averaged"), errors("adapted_first")
+    figures.variant_curves(path, summary.alphas, averaged, arch, adapted_first)
 
 
-def _draw_points(path: Path, summary: Summary, network: Network) -> None:
+def _draw_points(path: Path, summary: Summary, arch: str) -> None:
     """Draw Figure 1 for the class that separate networks, or the first variant, disagree about."""
-    apart = network.cells.get("separate") or next(iter(network.cells.values()))
-    joint = network.cells.get("merge3")
+    cells = {cell.variant: cell for cell in _cells_of(summary, arch)}
+    apart = cells.get("separate") or next(iter(cells.values()))
+    joint = cells.get("merge3")
     p, q = np.moveaxis(apart.points.astype(np.float64) / 255, 2, 0)
     shown = int(np.abs(p - q).mean(axis=0).argmax())
     panels = {NAMES[apart.variant]: (p[:, shown], q[:, shown])}
     if joint is not None and joint is not apart:
-        panels[f"joint ({NAMES['merge3']})"] = tuple(
-            np.moveaxis(joint.points[:, shown].astype(np.float64) / 255, 1, 0)
-        )
+        joint_p, joint_q = np.moveaxis(joint.points[:, shown].astype(np.float64) / 255, 1, 0)
+        panels[f"joint ({NAMES['merge3']})"] = joint_p, joint_q
     middle = (p[:, shown] + q[:, shown]) / 2  # Algorithm 1 at α = 1
     panels[f"{NAMES[apart.variant]}, adapted, α = 1"] = middle, middle
+    upper, names = summary.hierarchy.levels[-2], summary.hierarchy.names[-2]
     member = summary.hierarchy.labels(summary.labels)[-2] == shown
-    figures.scatters(
-        path, panels, member, summary.hierarchy.names[-2][shown], summary.hierarchy.levels[-2]
-    )
+    figures.scatters(path, panels, member, names[shown], upper)

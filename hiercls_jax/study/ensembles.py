@@ -13,7 +13,7 @@ import numpy as np
 
 from hiercls_jax.adaptation.alpha import alpha_search
 from hiercls_jax.adaptation.error_curve import winning_intervals
-from hiercls_jax.adaptation.tree import adjust_tree
+from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.metrics.calibration import apply_temperature, fit_temperature, log_probs
@@ -42,10 +42,10 @@ def members(count: int, size: int) -> list[tuple[int, ...]]:
     return list(itertools.combinations(range(count), size))
 
 
-def scores(predictions: Predictions, hierarchy: Hierarchy) -> Scores:
-    """Return one network's scores under Algorithm 1."""
+def scores(predictions: Predictions, hierarchy: Hierarchy, rule: str = "kl") -> Scores:
+    """Return one network's scores under a rule of `RULES`."""
     original = list(predictions.probs.values())
-    target = [np.asarray(p) for p in adjust_tree(original, hierarchy, 1.0)]
+    target = [np.asarray(p) for p in RULES[rule].target(original, hierarchy)]
     return Scores(original, target, list(predictions.labels.values()))
 
 

@@ -28,6 +28,7 @@ from hiercls_jax.models.variants import VARIANTS
 from hiercls_jax.study import ensembles
 from hiercls_jax.study.ensembles import Scores
 
+Key = tuple[str, str]  # network and variant, which name a cell
 FORMAT = 1  # of the file; another number is refused
 SIZES = (1, 2, 4)  # of ensembles, as in the paper's Figure 3
 STEP = 0.01  # between alphas
@@ -90,7 +91,7 @@ class Summary:
     hierarchy: Hierarchy
     labels: np.ndarray
     alphas: np.ndarray
-    cells: dict[tuple[str, str], Cell]
+    cells: dict[Key, Cell]
 
 
 def alpha_grid(hierarchy: Hierarchy) -> np.ndarray:

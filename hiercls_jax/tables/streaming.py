@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from hiercls_jax.adaptation.error_curve import winning_intervals
 from hiercls_jax.adaptation.rules import RULES
-from hiercls_jax.adaptation.tree import cuts, interpolate
+from hiercls_jax.adaptation.tree import interpolate
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.metrics import coherence_gap
 from hiercls_jax.tables import write_table
@@ -40,7 +40,7 @@ class Adapter:
     def __init__(self, hierarchy: Hierarchy, method: str, rows: int):
         rule = RULES[method]
         self.size = min(rows, max(1, CHUNK_BYTES // (4 * sum(hierarchy.sizes))))
-        self.largest_alpha = min(rule.largest_alpha(hierarchy.num_levels))
+        self.largest_alpha = min(rule.largest_alpha(hierarchy))
 
         def target(levels):
             return rule.target(levels, hierarchy)
@@ -79,7 +79,7 @@ def winning(tables: LevelTables, adapter: Adapter, labels: Sequence[np.ndarray])
     """
     intervals = np.empty((len(labels), tables.rows, 2))
     for rows, levels in _chunks("measuring", tables, adapter.size):
-        pairs = (cuts(p, tables.hierarchy) for p in (levels, adapter.target(levels)))
+        pairs = (tables.hierarchy.cut_probs(p) for p in (levels, adapter.target(levels)))
         for level, (original, target) in enumerate(zip(*pairs, strict=True)):
             y = labels[level][rows]
             intervals[level, rows] = winning_intervals(original, target, y, adapter.largest_alpha)
@@ -90,7 +90,7 @@ def predicted(tables: LevelTables, adapter: Adapter) -> list[np.ndarray]:
     """Return int32 `[N]` per level: the most probable class before adaptation, in its cut."""
     classes = [np.empty(tables.rows, np.int32) for _ in tables.tables]
     for rows, levels in _chunks("predicting", tables, adapter.size):
-        for found, p in zip(classes, cuts(levels, tables.hierarchy), strict=True):
+        for found, p in zip(classes, tables.hierarchy.cut_probs(levels), strict=True):
             found[rows] = p.argmax(axis=1)
     return classes
 
@@ -111,7 +111,7 @@ def scores(
     found = []  # by chunk
     for chunk, levels in _chunks("sampling", tables, adapter.size):
         here = rows[(rows >= chunk.start) & (rows < chunk.stop)] - chunk.start
-        pairs = (cuts(p, tables.hierarchy) for p in (levels, adapter.target(levels)))
+        pairs = (tables.hierarchy.cut_probs(p) for p in (levels, adapter.target(levels)))
         found.append([[p[here] for p in cut] for cut in pairs])
     before, target = (
         [np.concatenate(chunks) for chunks in zip(*levels, strict=True)]
@@ -159,7 +159,7 @@ def write_adapted(
             adapted = adapter.adapt(levels, alpha)
             for write, p in zip(writers, adapted, strict=True):
                 write(p)
-            before, after = cuts(levels, hierarchy), cuts(adapted, hierarchy)
+            before, after = hierarchy.cut_probs(levels), hierarchy.cut_probs(adapted)
             old, new = ([p.argmax(axis=1) for p in cut] for cut in (before, after))
             changed = changed + np.sum(np.not_equal(old, new), axis=1)
             gaps["before"] += len(before[0]) * _gaps(before, hierarchy)

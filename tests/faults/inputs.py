@@ -30,14 +30,12 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import flags
-from absl.testing import flagsaver
 from hypothesis import strategies as st
 from PIL import Image
 
 from hiercls_jax import Hierarchy, experiment
 from hiercls_jax.commands import train
-from hiercls_jax.data import cifar100, folder, stream
+from hiercls_jax.data import cifar100_prepare, folder, stream
 from hiercls_jax.errors import UserError, one_line
 from hiercls_jax.evaluation import predictions
 from hiercls_jax.experiment import run
@@ -194,17 +192,15 @@ def read_command(value, where: Path) -> None:
 
     out, err = io.StringIO(), io.StringIO()
     with (
-        flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
         unittest.mock.patch.multiple(run, run=build, summary=build),
         unittest.mock.patch.object(os, "_exit", sys.exit),  # how one of several processes ends
-        unittest.mock.patch.object(sys, "argv", argv),  # in which config_flags looks for fields
     ):  # fmt: skip
-        flags.FLAGS.unparse_flags()
         try:
-            status = train.main(train.parse_flags(argv))
+            status = train.main(argv)
         except SystemExit as stop:
             status = stop.code
-    if status == 0 or not err.getvalue():  # --help ends with 1 and prints to stdout
+    if status == 0 or not err.getvalue():  # --help prints to stdout
         return
     first, *rest = err.getvalue().splitlines()
     advice = ["See: python -m hiercls_jax.main --help"] if status == 2 else []
@@ -558,7 +554,7 @@ def read_archive(value: bytes, where: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(value)
     checksum = hashlib.sha256(value).hexdigest()
-    cifar100.prepare(where, "http://127.0.0.1:9/", checksum, len(value), COUNTS)
+    cifar100_prepare.prepare(where, "http://127.0.0.1:9/", checksum, len(value), COUNTS)
 
 
 def long_header(kind: bytes) -> bytes:

@@ -20,7 +20,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import small
-from absl import app
 from small_run import draw_nothing, train  # registers the toy family
 
 # The command imports this only when it needs it.
@@ -128,8 +127,7 @@ def _command(images: Path, fault: Callable, arguments: list[str]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     draw_nothing()
     fault()
-    sys.argv = ["small_run.py", *arguments]
-    app.run(train.main, argv=sys.argv, flags_parser=train.parse_flags)
+    sys.exit(train.main(["train", *arguments]))
 
 
 def _forked(output: int, command: Callable) -> int:

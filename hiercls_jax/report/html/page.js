@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  // Data: counts at every position of the slider, made by page.py, which documents them.
+  // Data: counts at every position of the slider, made by page_data.py, which documents them.
 
   const data = JSON.parse(document.getElementById("data").textContent);
   const TYPES = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array };
@@ -20,7 +20,7 @@
     return new TYPES[type](Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0)).buffer);
   }
 
-  // What is wrong on a level, of the samples of each class of another one: computed once.
+  // For each pair of levels: errors on the one, by class of the other. Each is computed once.
   const counted = new Map();
   function countsOf(level, of) {
     const key = `${level} ${of}`;
@@ -39,7 +39,7 @@
     return counted.get(key);
   }
 
-  /** The share of a class's samples (all, where `of` is -1) that are wrong on a level. */
+  /** The share of a class's samples (of all samples if `of` is -1) that are wrong on a level. */
   function rate(level, position, of = -1, index = 0) {
     const { total, sums } = countsOf(level, of);
     return total[index] ? sums[index * STEPS + position] / total[index] : NaN;
@@ -51,10 +51,15 @@
   const count = (n) => n.toLocaleString("en");
   const alphaText = (a) => a.toFixed(2);
   const className = (level, i) => data.names[level][i];
-  /** A name as an element that may break its line after an underscore, a dot or a dash. */
+  /** A name whose line may break after an underscore, a dot, a slash or a dash. */
   function breakable(name, before = "") {
     const parts = name.split(/(?<=[._/-])/);
-    return make("span", {}, before, ...parts.flatMap((text, at) => (at ? [make("wbr"), text] : [text])));
+    return make(
+      "span",
+      {},
+      before,
+      ...parts.flatMap((text, at) => (at ? [make("wbr"), text] : [text])),
+    );
   }
   const named = (level, i, before) => breakable(className(level, i), before);
   const paint = (level) => `level${level % 6}`;
@@ -89,10 +94,14 @@
     return $(section).querySelector(selector);
   }
 
-  /** A group of buttons, one of them pressed, and what stands before them. */
+  /** A group of buttons, one of them pressed, behind the text `before`. */
   function choices(before, label, options, chosen, choose) {
     const buttons = options.map(([value, text]) =>
-      make("button", { type: "button", "aria-pressed": value === chosen, onclick: () => press(value) }, text),
+      make(
+        "button",
+        { type: "button", "aria-pressed": value === chosen, onclick: () => press(value) },
+        text,
+      ),
     );
     function press(value) {
       buttons.forEach((b, i) => b.setAttribute("aria-pressed", options[i][0] === value));
@@ -102,7 +111,7 @@
     return make("span", { class: "choice" }, before, group);
   }
 
-  // Alpha: everything that moves registers here.
+  // Alpha: everything that changes with the slider registers here.
 
   const live = [];
   let position = CHOSEN;
@@ -144,8 +153,12 @@
     slider.max = STEPS - 1;
     slider.addEventListener("input", () => moveTo(Number(slider.value)));
     const chosen = data.alphas[CHOSEN];
-    const others = [0, 1, LARGEST].filter((alpha) => alphaText(alpha) !== alphaText(chosen)); // not two that read the same
-    const settings = [...others.map((alpha) => [alpha, alphaText(alpha).replace(/\.?0+$/, "")]), [chosen, `${alphaText(chosen)} ★`]];
+    // Two alphas that read the same get one button.
+    const others = [0, 1, LARGEST].filter((alpha) => alphaText(alpha) !== alphaText(chosen));
+    const settings = [
+      ...others.map((alpha) => [alpha, alphaText(alpha).replace(/\.?0+$/, "")]),
+      [chosen, `${alphaText(chosen)} ★`],
+    ];
     const sorted = settings.sort((a, b) => a[0] - b[0]);
     const buttons = sorted.map(([alpha, text]) =>
       make(
@@ -163,7 +176,13 @@
     const tiles = data.levels.map((name, level) => {
       const value = make("strong", { id: `rate-${level}` });
       const delta = make("span", { class: "delta" });
-      const tile = make("div", { class: `tile ${paint(level)}` }, make("span", { class: "name" }, `${name} ${RATE}`), value, delta);
+      const tile = make(
+        "div",
+        { class: `tile ${paint(level)}` },
+        make("span", { class: "name" }, `${name} ${RATE}`),
+        value,
+        delta,
+      );
       $("tiles").append(tile);
       return { value, delta };
     });
@@ -193,13 +212,14 @@
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((m) => m * power >= rough * 0.999);
     const found = [];
-    for (let i = Math.ceil(low / step - 1e-6); i * step <= high + step * 1e-6; i++) found.push(i * step);
+    for (let i = Math.ceil(low / step - 1e-6); i * step <= high + step * 1e-6; i++)
+      found.push(i * step);
     return { found, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
   }
 
   /**
-   * A plot in `host`: `spec` has x and y (each [low, high]), labels, height(width) and `inside`,
-   * which draws with what it is given: x() and y() from values to pixels, and the frame.
+   * A plot in `host`. `spec` has x and y (each [low, high]), labels, height(width), and `inside`,
+   * which draws the contents; it gets x() and y(), from values to pixels, and the frame.
    */
   function plot(host, spec) {
     let width = 0;
@@ -212,29 +232,69 @@
       const down = ticks(spec.y[0] * scale, spec.y[1] * scale, Math.min(5, height / 42));
       const digits = Math.max(...down.found.map((t) => t.toFixed(down.digits).length));
       const frame = { left: 25 + 7 * digits, right: width - 12, top: 12, bottom: height - 36 };
-      const x = (v) => frame.left + ((v - spec.x[0]) / (spec.x[1] - spec.x[0])) * (frame.right - frame.left);
-      const y = (v) => frame.bottom - ((v - spec.y[0]) / (spec.y[1] - spec.y[0])) * (frame.bottom - frame.top);
-      const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": spec.describe });
+      const x = (v) =>
+        frame.left + ((v - spec.x[0]) / (spec.x[1] - spec.x[0])) * (frame.right - frame.left);
+      const y = (v) =>
+        frame.bottom - ((v - spec.y[0]) / (spec.y[1] - spec.y[0])) * (frame.bottom - frame.top);
+      const svg = draw("svg", {
+        viewBox: `0 0 ${width} ${height}`,
+        height,
+        role: "img",
+        "aria-label": spec.describe,
+      });
       const back = draw("g");
       for (const t of down.found) {
         const at = y(t / scale);
         svg.append(
           draw("line", { class: "grid", x1: frame.left, x2: frame.right, y1: at, y2: at }),
-          draw("text", { x: frame.left - 7, y: at + 4, "text-anchor": "end" }, t.toFixed(down.digits)),
+          draw(
+            "text",
+            { x: frame.left - 7, y: at + 4, "text-anchor": "end" },
+            t.toFixed(down.digits),
+          ),
         );
       }
       const along = ticks(spec.x[0], spec.x[1], Math.min(8, width / 70));
       for (const t of along.found) {
         svg.append(
-          draw("line", { class: "axis", x1: x(t), x2: x(t), y1: frame.bottom, y2: frame.bottom + 4 }),
-          draw("text", { x: x(t), y: frame.bottom + 17, "text-anchor": "middle" }, t.toFixed(along.digits)),
+          draw("line", {
+            class: "axis",
+            x1: x(t),
+            x2: x(t),
+            y1: frame.bottom,
+            y2: frame.bottom + 4,
+          }),
+          draw(
+            "text",
+            { x: x(t), y: frame.bottom + 17, "text-anchor": "middle" },
+            t.toFixed(along.digits),
+          ),
         );
       }
       svg.prepend(back);
       svg.append(
-        draw("line", { class: "axis", x1: frame.left, x2: frame.right, y1: frame.bottom, y2: frame.bottom }),
-        draw("text", { x: (frame.left + frame.right) / 2, y: height - 3, "text-anchor": "middle" }, spec.labels[0]),
-        draw("text", { x: 11, y: (frame.top + frame.bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 11 ${(frame.top + frame.bottom) / 2})` }, spec.labels[1]),
+        draw("line", {
+          class: "axis",
+          x1: frame.left,
+          x2: frame.right,
+          y1: frame.bottom,
+          y2: frame.bottom,
+        }),
+        draw(
+          "text",
+          { x: (frame.left + frame.right) / 2, y: height - 3, "text-anchor": "middle" },
+          spec.labels[0],
+        ),
+        draw(
+          "text",
+          {
+            x: 11,
+            y: (frame.top + frame.bottom) / 2,
+            "text-anchor": "middle",
+            transform: `rotate(-90 11 ${(frame.top + frame.bottom) / 2})`,
+          },
+          spec.labels[1],
+        ),
       );
       host.querySelector("svg")?.remove();
       host.append(svg);
@@ -247,25 +307,39 @@
 
   function panel(host, level, title, host_class = "plot") {
     const area = make("div", { class: host_class });
-    host.append(make("div", { class: `panel ${level === null ? "" : paint(level)}` }, make("h3", level === null ? { class: "plain" } : {}, title), area));
+    host.append(
+      make(
+        "div",
+        { class: `panel ${level === null ? "" : paint(level)}` },
+        make("h3", level === null ? { class: "plain" } : {}, title),
+        area,
+      ),
+    );
     return area;
   }
-  const line = (points) => points.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
+  const line = (points) =>
+    points.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
 
-  /** The path of a step function, or of its values at equal distances. */
+  /** The path of a step function if it is exact, else of its values at equal distances. */
   function steps({ alphas, errors, exact }, x, y) {
     let path = `M${x(0).toFixed(1)} ${y(errors[0]).toFixed(2)}`;
     for (let i = 1; i < alphas.length; i++) {
-      path += exact ? `H${x(alphas[i]).toFixed(1)}V${y(errors[i]).toFixed(2)}` : `L${x(alphas[i]).toFixed(1)} ${y(errors[i]).toFixed(2)}`;
+      path += exact
+        ? `H${x(alphas[i]).toFixed(1)}V${y(errors[i]).toFixed(2)}`
+        : `L${x(alphas[i]).toFixed(1)} ${y(errors[i]).toFixed(2)}`;
     }
     return exact ? `${path}H${x(LARGEST).toFixed(1)}` : path;
   }
 
   function curves() {
-    $("curves").querySelector("h2").textContent = data.labelled ? "Error against α" : "Changed predictions against α";
+    $("curves").querySelector("h2").textContent = data.labelled
+      ? "Error against α"
+      : "Changed predictions against α";
     part("curves", ".lead").textContent = data.labelled
-      ? `Top-1 error on ${count(data.samples)} ${NOUN}, at every α. Drag the slider above, or point at a curve.`
-      : `There are no labels: the share of ${count(data.samples)} ${NOUN} whose prediction is another than at α = 0.`;
+      ? `Top-1 error on ${count(data.samples)} ${NOUN}, at every α. ` +
+        "Drag the slider above, or click a curve."
+      : `There are no labels: the share of ${count(data.samples)} ${NOUN} ` +
+        "whose prediction differs from the one at α = 0.";
     const open = ({ alphas, counts, total, exact }) => ({
       alphas: unpack(alphas),
       errors: Float64Array.from(unpack(counts), (n) => n / total),
@@ -287,22 +361,44 @@
         scale: 100,
         labels: ["α", `${RATE} (%)`],
         height: (w) => Math.min(300, Math.max(200, w * 0.56)),
-        describe: `${name} ${RATE} against alpha: ${percent(rate(level, START))} at 0, ${percent(rate(level, CHOSEN))} at ${alphaText(data.alphas[CHOSEN])}`,
+        describe:
+          `${name} ${RATE} against alpha: ${percent(rate(level, START))} at 0, ` +
+          `${percent(rate(level, CHOSEN))} at ${alphaText(data.alphas[CHOSEN])}`,
         inside: ({ svg, back, x, y, frame }) => {
           map = (px) => ((px - frame.left) / (frame.right - frame.left)) * LARGEST;
           if (data.interval) {
             const [from, to] = data.interval.map(x);
-            back.append(draw("rect", { class: "band", x: from, width: Math.max(1, to - from), y: frame.top, height: frame.bottom - frame.top }));
+            back.append(
+              draw("rect", {
+                class: "band",
+                x: from,
+                width: Math.max(1, to - from),
+                y: frame.top,
+                height: frame.bottom - frame.top,
+              }),
+            );
           }
-          if (validation) svg.append(draw("path", { class: "faint dashed", d: steps(validation, x, y) }));
+          if (validation)
+            svg.append(draw("path", { class: "faint dashed", d: steps(validation, x, y) }));
           svg.append(draw("path", { class: "curve", d: steps(test, x, y) }));
           const chosen = data.alphas[CHOSEN];
           const at = y(rate(level, CHOSEN));
-          const anchor = chosen > 0.75 * LARGEST ? "end" : chosen < 0.25 * LARGEST ? "start" : "middle";
+          const anchor =
+            chosen > 0.75 * LARGEST ? "end" : chosen < 0.25 * LARGEST ? "start" : "middle";
           svg.append(
-            draw("line", { class: "axis dashed", x1: x(chosen), x2: x(chosen), y1: frame.top + 6, y2: frame.bottom }),
+            draw("line", {
+              class: "axis dashed",
+              x1: x(chosen),
+              x2: x(chosen),
+              y1: frame.top + 6,
+              y2: frame.bottom,
+            }),
             draw("circle", { class: "mark", cx: x(chosen), cy: at, r: 5 }),
-            draw("text", { class: "strong", x: x(chosen), y: frame.top, "text-anchor": anchor }, `★ ${alphaText(chosen)}: ${percent(rate(level, CHOSEN))}`),
+            draw(
+              "text",
+              { class: "strong", x: x(chosen), y: frame.top, "text-anchor": anchor },
+              `★ ${alphaText(chosen)}: ${percent(rate(level, CHOSEN))}`,
+            ),
           );
           const cursor = draw("line", { class: "cursor", y1: frame.top + 6, y2: frame.bottom });
           const dot = draw("circle", { class: "dot", r: 6 });
@@ -326,12 +422,16 @@
       host.addEventListener("pointermove", pick);
     });
     const exact = data.curves.every((c) => c.exact);
-    const key = (kind, text) => make("span", { class: "key" }, make("i", { class: kind, style: "--k: currentColor" }), text);
+    const key = (kind, text) =>
+      make("span", { class: "key" }, make("i", { class: kind, style: "--k: currentColor" }), text);
     const note = part("curves", ".note");
     note.append(key("line", `${RATE}${exact ? ", every step of it" : ""}`));
     if (data.validation.length) note.append(key("line dashes", "where α was tuned"));
     const chosen = `★ α = ${alphaText(data.alphas[CHOSEN])}, ${data.chosen}.`;
-    const band = data.interval ? ` The band is the 95 % bootstrap interval of that choice, ${data.interval.map(alphaText).join(" to ")}.` : "";
+    const band = data.interval
+      ? " The band is the 95 % bootstrap interval of that choice, " +
+        `${data.interval.map(alphaText).join(" to ")}.`
+      : "";
     note.after(make("p", { class: "note" }, chosen + band));
   }
 
@@ -342,67 +442,124 @@
     const lead = part("changes", ".lead");
     if (!data.labelled) {
       $("changes").querySelector("h2").textContent = "How far the levels disagree";
-      $("changes").style.alignSelf = "start"; // it is a short one
+      $("changes").style.alignSelf = "start"; // it is short
     }
-    const most = fixed.reduce((a, b) => Math.max(a, b), broken.reduce((a, b) => Math.max(a, b), 1));
-    const rows = !data.labelled ? [] : data.levels.map((name, level) => {
-      const kinds = [["good", "✓", "fixed", fixed], ["bad", "✗", "broken", broken]];
-      const numbers = kinds.map(([kind, sign, word]) => {
-        const number = make("strong", { id: `${word}-${level}` });
-        return { number, tag: make("span", { class: `tally ${kind}` }, make("i", {}, sign), " ", number, ` ${word}`) };
-      });
-      const net = make("span", { class: "quiet" });
-      const area = make("div", { class: "plot" });
-      host.append(
-        make("div", { class: "change" }, make("h3", {}, name), make("div", { class: "tallies" }, ...numbers.map((n) => n.tag), net), area),
-      );
-      let place = () => {};
-      plot(area, {
-        x: [0, LARGEST],
-        y: [0, most * 1.08],
-        labels: ["α", NOUN.split(" ").pop()],
-        height: () => 150,
-        describe: `${NOUN} fixed and broken on level ${name}, against alpha`,
-        inside: ({ svg, x, y, frame }) => {
-          const cursor = draw("line", { class: "cursor", y1: frame.top, y2: frame.bottom });
-          svg.append(cursor);
-          const dots = kinds.map(([kind, , , counts]) => {
-            const path = steps({ alphas: data.alphas, errors: counts.subarray(level * STEPS, (level + 1) * STEPS), exact: true }, x, y);
-            const dot = draw("circle", { class: "dot", r: 5 });
-            svg.append(draw("g", { class: kind }, draw("path", { class: kind === "bad" ? "curve dashed" : "curve", d: path }), dot));
-            return { dot, counts };
+    const most = fixed.reduce(
+      (a, b) => Math.max(a, b),
+      broken.reduce((a, b) => Math.max(a, b), 1),
+    );
+    const rows = !data.labelled
+      ? []
+      : data.levels.map((name, level) => {
+          const kinds = [
+            ["good", "✓", "fixed", fixed],
+            ["bad", "✗", "broken", broken],
+          ];
+          const numbers = kinds.map(([kind, sign, word]) => {
+            const number = make("strong", { id: `${word}-${level}` });
+            return {
+              number,
+              tag: make(
+                "span",
+                { class: `tally ${kind}` },
+                make("i", {}, sign),
+                " ",
+                number,
+                ` ${word}`,
+              ),
+            };
           });
-          place = () => {
-            const px = x(data.alphas[position]);
-            cursor.setAttribute("x1", px);
-            cursor.setAttribute("x2", px);
-            for (const { dot, counts } of dots) {
-              dot.setAttribute("cx", px);
-              dot.setAttribute("cy", y(counts[level * STEPS + position]));
-            }
-          };
-          place();
-        },
-      });
-      return { level, numbers, net, place: () => place() };
-    });
+          const net = make("span", { class: "quiet" });
+          const area = make("div", { class: "plot" });
+          host.append(
+            make(
+              "div",
+              { class: "change" },
+              make("h3", {}, name),
+              make("div", { class: "tallies" }, ...numbers.map((n) => n.tag), net),
+              area,
+            ),
+          );
+          let place = () => {};
+          plot(area, {
+            x: [0, LARGEST],
+            y: [0, most * 1.08],
+            labels: ["α", NOUN.split(" ").pop()],
+            height: () => 150,
+            describe: `${NOUN} fixed and broken on level ${name}, against alpha`,
+            inside: ({ svg, x, y, frame }) => {
+              const cursor = draw("line", { class: "cursor", y1: frame.top, y2: frame.bottom });
+              svg.append(cursor);
+              const dots = kinds.map(([kind, , , counts]) => {
+                const path = steps(
+                  {
+                    alphas: data.alphas,
+                    errors: counts.subarray(level * STEPS, (level + 1) * STEPS),
+                    exact: true,
+                  },
+                  x,
+                  y,
+                );
+                const dot = draw("circle", { class: "dot", r: 5 });
+                svg.append(
+                  draw(
+                    "g",
+                    { class: kind },
+                    draw("path", { class: kind === "bad" ? "curve dashed" : "curve", d: path }),
+                    dot,
+                  ),
+                );
+                return { dot, counts };
+              });
+              place = () => {
+                const px = x(data.alphas[position]);
+                cursor.setAttribute("x1", px);
+                cursor.setAttribute("x2", px);
+                for (const { dot, counts } of dots) {
+                  dot.setAttribute("cx", px);
+                  dot.setAttribute("cy", y(counts[level * STEPS + position]));
+                }
+              };
+              place();
+            },
+          });
+          return { level, numbers, net, place: () => place() };
+        });
     const gaps = Object.entries(data.gap).map(([pair, gap]) => {
       const number = make("strong");
       const meter = make("i");
-      const said = make("div", { class: "tallies" }, "probability on which they differ: ", number, make("span", { class: "quiet" }, `${percent(gap, 1)} at α = 0`));
-      host.append(make("div", { class: "change" }, make("h3", {}, pair.replace("/", " and ")), said, make("div", { class: "meter" }, meter)));
+      const tally = make(
+        "div",
+        { class: "tallies" },
+        "probability on which they differ: ",
+        number,
+        make("span", { class: "quiet" }, `${percent(gap, 1)} at α = 0`),
+      );
+      host.append(
+        make(
+          "div",
+          { class: "change" },
+          make("h3", {}, pair.replace("/", " and ")),
+          tally,
+          make("div", { class: "meter" }, meter),
+        ),
+      );
       return { gap, number, meter };
     });
     onAlpha(() => {
       const alpha = data.alphas[position];
       lead.textContent = data.labelled
-        ? `${NOUN[0].toUpperCase()}${NOUN.slice(1)} that are wrong at α = 0 and right at α = ${alphaText(alpha)}, and the other way round.`
+        ? `${NOUN[0].toUpperCase()}${NOUN.slice(1)} that are wrong at α = 0 and right at ` +
+          `α = ${alphaText(alpha)}, and the other way round.`
         : "The part of the probability that they give to different classes.";
       for (const { level, numbers, net, place } of rows) {
         const now = [fixed, broken].map((counts) => counts[level * STEPS + position]);
         numbers.forEach(({ number }, i) => (number.textContent = count(now[i])));
         const gain = now[0] - now[1];
-        net.textContent = gain === 0 ? "as many right as before" : `${count(Math.abs(gain))} ${gain > 0 ? "more" : "fewer"} right`;
+        net.textContent =
+          gain === 0
+            ? "as many right as before"
+            : `${count(Math.abs(gain))} ${gain > 0 ? "more" : "fewer"} right`;
         place();
       }
       for (const { gap, number, meter } of gaps) {
@@ -421,15 +578,22 @@
     const host = part("scatter", ".plot");
     const note = part("scatter", ".note");
     part("scatter", ".lead").textContent =
-      `Each point is a ${data.noun}: what the class's own level says, P, against the sum over the classes below, Q. On the diagonal the levels agree.`;
+      `Each point is a ${data.noun}: the class's probability on its own level, P, against the ` +
+      "sum over the classes below it, Q. On the diagonal the levels agree.";
     const canvas = make("canvas", { "aria-hidden": "true" });
     host.append(canvas);
     const groups = new Map();
     let most = 0;
     data.scatter.forEach((item, i) => {
       if (item.gap > data.scatter[most].gap) most = i;
-      if (!groups.has(item.level)) groups.set(item.level, LEVELS > 2 ? make("optgroup", { label: data.levels[item.level] }) : select);
-      groups.get(item.level).append(make("option", { value: i }, className(item.level, item.class)));
+      if (!groups.has(item.level))
+        groups.set(
+          item.level,
+          LEVELS > 2 ? make("optgroup", { label: data.levels[item.level] }) : select,
+        );
+      groups
+        .get(item.level)
+        .append(make("option", { value: i }, className(item.level, item.class)));
     });
     if (LEVELS > 2) select.append(...groups.values());
     select.value = most;
@@ -446,14 +610,17 @@
       context.clearRect(0, 0, side + 8, side + 8);
       const total = item.p.length;
       const first = total - item.members;
-      context.fillStyle = style.getPropertyValue("--ghost"); // where they are at alpha 0
+      context.fillStyle = style.getPropertyValue("--ghost"); // the points at alpha 0
       context.globalAlpha = 1;
-      for (let i = 0; i < total; i++) context.fillRect(3 + (item.p[i] / 65535) * side, 3 + (1 - item.q[i] / 65535) * side, 2, 2);
+      for (let i = 0; i < total; i++)
+        context.fillRect(3 + (item.p[i] / 65535) * side, 3 + (1 - item.q[i] / 65535) * side, 2, 2);
       let apart = 0;
       for (let i = 0; i < total; i++) {
         if (i === 0 || i === first) {
           const own = data.labelled && i >= first;
-          context.fillStyle = style.getPropertyValue(own ? "--good" : data.labelled ? "--other" : "--accent");
+          context.fillStyle = style.getPropertyValue(
+            own ? "--good" : data.labelled ? "--other" : "--accent",
+          );
           context.globalAlpha = own ? 0.75 : 0.5;
         }
         const p = ((1 - alpha) * item.p[i] + alpha * item.target[i]) / 65535;
@@ -464,12 +631,24 @@
         context.fill();
       }
       const { level } = item;
-      const all = item.seen > total ? `${count(total)} of the ${count(item.seen)} ${NOUN}, drawn at random,` : `the ${count(total)} ${NOUN}`;
+      const all =
+        item.seen > total
+          ? `${count(total)} of the ${count(item.seen)} ${NOUN}, drawn at random,`
+          : `the ${count(total)} ${NOUN}`;
       note.replaceChildren();
-      const key = (kind, text) => make("span", { class: "key", style: `--k: var(${kind})` }, make("i"), text);
+      const key = (kind, text) =>
+        make("span", { class: "key", style: `--k: var(${kind})` }, make("i"), text);
       note.append(key("--ghost", "at α = 0"));
-      if (data.labelled) note.append(key("--good", `of this class (${count(item.members)})`), key("--other", `of other classes (${count(first)})`));
-      note.append(`Shown: ${all} with P or Q of at least 1 %. Their mean |P − Q|: `, make("strong", { id: "apart" }, (total ? apart / total : 0).toFixed(3)), ".");
+      if (data.labelled)
+        note.append(
+          key("--good", `of this class (${count(item.members)})`),
+          key("--other", `of other classes (${count(first)})`),
+        );
+      note.append(
+        `Shown: ${all} with P or Q of at least 1 %. Their mean |P − Q|: `,
+        make("strong", { id: "apart" }, (total ? apart / total : 0).toFixed(3)),
+        ".",
+      );
       canvas.dataset.level = level;
     }
 
@@ -484,7 +663,12 @@
         const side = frame.right - frame.left + 8;
         const ratio = window.devicePixelRatio || 1;
         Object.assign(canvas, { width: side * ratio, height: side * ratio });
-        Object.assign(canvas.style, { left: `${frame.left - 4}px`, top: `${frame.top - 4}px`, width: `${side}px`, height: `${side}px` });
+        Object.assign(canvas.style, {
+          left: `${frame.left - 4}px`,
+          top: `${frame.top - 4}px`,
+          width: `${side}px`,
+          height: `${side}px`,
+        });
         area = { frame, ratio };
         if (item) points();
       },
@@ -505,22 +689,40 @@
   function classes() {
     let of = 0; // the level whose classes are the rows
     let level = 0; // the level whose errors they are
-    let order = { key: "difference", up: data.labelled }; // what changed most comes first
+    let order = { key: "difference", up: data.labelled }; // the largest change comes first
     let rows = [];
-    const COLUMNS = [["name", "class"], ["total", NOUN.split(" ").pop()], ["before", "α = 0"], ["now", ""], ["difference", "change"]];
+    const COLUMNS = [
+      ["name", "class"],
+      ["total", NOUN.split(" ").pop()],
+      ["before", "α = 0"],
+      ["now", ""],
+      ["difference", "change"],
+    ];
     const heads = COLUMNS.map(([key, text]) => {
-      const button = make("button", { type: "button", onclick: () => sort(key, order.key === key ? !order.up : key !== "total") }, text);
+      const button = make(
+        "button",
+        {
+          type: "button",
+          onclick: () => sort(key, order.key === key ? !order.up : key !== "total"),
+        },
+        text,
+      );
       return make("th", { scope: "col", class: key }, button);
     });
     const [dots, most] = [make("span"), make("span")];
-    const move = make("th", { class: "move", "aria-hidden": "true" }, make("div", { class: "scale" }, make("span", {}, "0"), dots, most));
-    let high = 1; // where the scale of the dots ends: at the largest rate of any class at any alpha
+    const move = make(
+      "th",
+      { class: "move", "aria-hidden": "true" },
+      make("div", { class: "scale" }, make("span", {}, "0"), dots, most),
+    );
+    let high = 1; // end of the dots' scale: the largest rate of any class at any alpha
     part("classes", "thead").append(make("tr", {}, ...heads, move));
     const body = part("classes", "tbody");
     const heading = $("classes").querySelector("h2");
 
     function build() {
-      heading.textContent = `${data.labelled ? "Errors" : "Changed predictions"} by ${data.levels[of]} class, in percent`;
+      const what = data.labelled ? "Errors" : "Changed predictions";
+      heading.textContent = `${what} by ${data.levels[of]} class, in percent`;
       rows = Array.from({ length: data.sizes[of] }, (_, i) => {
         const total = countsOf(level, of).total[i];
         const cells = { before: make("td"), now: make("td"), difference: make("td") };
@@ -535,12 +737,18 @@
           cells.before,
           cells.now,
           cells.difference,
-          make("td", { class: `move ${paint(level)}`, "aria-hidden": "true" }, ...(total ? [make("span", { class: "dumbbell" }, between, was, is)] : [])),
+          make(
+            "td",
+            { class: `move ${paint(level)}`, "aria-hidden": "true" },
+            ...(total ? [make("span", { class: "dumbbell" }, between, was, is)] : []),
+          ),
         );
         return { i, tr, cells, was, is, between, name: className(of, i), total };
       });
       const { total, sums } = countsOf(level, of);
-      high = sums.reduce((best, n, at) => Math.max(best, n / (total[Math.floor(at / STEPS)] || 1)), 0) || 1;
+      high =
+        sums.reduce((best, n, at) => Math.max(best, n / (total[Math.floor(at / STEPS)] || 1)), 0) ||
+        1;
       most.textContent = percent(high, 0);
       update();
       arrange();
@@ -576,7 +784,8 @@
       };
       body.replaceChildren(...[...rows].sort(compare).map((row) => row.tr));
       heads.forEach((head, i) => {
-        if (COLUMNS[i][0] === order.key) head.setAttribute("aria-sort", order.up ? "ascending" : "descending");
+        if (COLUMNS[i][0] === order.key)
+          head.setAttribute("aria-sort", order.up ? "ascending" : "descending");
         else head.removeAttribute("aria-sort");
       });
     }
@@ -590,10 +799,16 @@
         of = value;
         build();
       }),
-      choices(data.labelled ? "error of" : "changes of", "the level whose errors are listed", levels, level, (value) => {
-        level = value;
-        build();
-      }),
+      choices(
+        data.labelled ? "error of" : "changes of",
+        "the level whose errors are listed",
+        levels,
+        level,
+        (value) => {
+          level = value;
+          build();
+        },
+      ),
     );
     build();
     let settled = null;
@@ -608,7 +823,8 @@
 
   function tree() {
     part("tree", ".lead").textContent = data.labelled
-      ? `Error at α = 0 → at the slider's α, of the ${NOUN} of each class: on its own level and on the level “${data.levels[LEVELS - 1]}”.`
+      ? `Error at α = 0 → at the slider's α, of the ${NOUN} of each class: on its own level ` +
+        `and on the level “${data.levels[LEVELS - 1]}”.`
       : `Share of changed predictions, of the ${NOUN} predicted in each class at α = 0.`;
     const levels = (own) => [...new Set(own < 0 ? data.levels.keys() : [own, LEVELS - 1])];
     const children = data.parents.map((parents, level) => {
@@ -620,7 +836,10 @@
     function label(level, i) {
       const total = countsOf(0, level).total[Math.max(i, 0)];
       const figures = levels(level).map((measured) => {
-        const figure = make("span", { class: `figure ${paint(measured)}`, title: `${data.levels[measured]} ${RATE}` });
+        const figure = make("span", {
+          class: `figure ${paint(measured)}`,
+          title: `${data.levels[measured]} ${RATE}`,
+        });
         return { measured, figure };
       });
       onAlpha(() => {
@@ -643,11 +862,15 @@
       ];
     }
     function node(level, i) {
-      const below = level < 0 ? Array.from({ length: data.sizes[0] }, (_, c) => c) : (children[level]?.[i] ?? []);
+      const below =
+        level < 0
+          ? Array.from({ length: data.sizes[0] }, (_, c) => c)
+          : (children[level]?.[i] ?? []);
       if (!below.length) return make("div", { class: "leaf" }, ...label(level, i));
       const inner = make("div");
       const details = make("details", {}, make("summary", {}, ...label(level, i)), inner);
-      const build = () => inner.firstChild || inner.append(...below.map((child) => node(level + 1, child)));
+      const build = () =>
+        inner.firstChild || inner.append(...below.map((child) => node(level + 1, child)));
       details.addEventListener("toggle", build);
       details.build = build;
       return details;
@@ -664,19 +887,26 @@
     }
     part("tree", ".controls").append(
       make("button", { type: "button", onclick: () => openAll(root) }, "Open all"),
-      make("button", { type: "button", onclick: () => root.querySelectorAll("details").forEach((d) => (d.open = false)) }, "Close all"),
+      make(
+        "button",
+        {
+          type: "button",
+          onclick: () => root.querySelectorAll("details").forEach((d) => (d.open = false)),
+        },
+        "Close all",
+      ),
     );
   }
 
-  // The gallery: what adaptation by the chosen alpha fixed and broke.
+  // The gallery: samples that adaptation by the chosen alpha fixed or broke.
 
   function gallery() {
     if (!data.gallery?.cards.length) return $("gallery").remove();
     const chosen = data.alphas[CHOSEN];
-    const FIRST = 6; // shown before one asks for more
+    const FIRST = 6; // shown until a click asks for more
     const { groups } = data.gallery;
     let kind = groups.some(({ fixed }) => fixed.length) ? "fixed" : "broken";
-    let level = groups.findIndex((group) => group[kind].length); // there is something to see
+    let level = groups.findIndex((group) => group[kind].length); // the first level with cards
     const cards = part("gallery", ".cards");
     const more = make("button", { type: "button", class: "more" });
     cards.after(more);
@@ -698,7 +928,12 @@
           ),
         );
       const interval = item.right[at];
-      const span = make("div", { class: "span", title: interval ? `right for alpha from ${alphaText(interval[0])} to ${alphaText(interval[1])}` : "never right" });
+      const span = make("div", {
+        class: "span",
+        title: interval
+          ? `right for alpha from ${alphaText(interval[0])} to ${alphaText(interval[1])}`
+          : "never right",
+      });
       if (interval) {
         const [from, to] = interval.map((a) => (100 * a) / LARGEST);
         span.append(make("i", { style: `left: ${from}%; width: ${Math.max(0.5, to - from)}%` }));
@@ -710,7 +945,12 @@
         make(
           "div",
           { class: "two" },
-          make("div", {}, make("header", {}, make("b", {}, data.levels[at]), "before"), list(item.before[at])),
+          make(
+            "div",
+            {},
+            make("header", {}, make("b", {}, data.levels[at]), "before"),
+            list(item.before[at]),
+          ),
           make("div", {}, make("header", {}, "", "after"), list(item.after[at])),
         ),
         span,
@@ -719,9 +959,28 @@
     function card(item) {
       const path = data.levels.map((_, at) => className(at, data.labels[at][item.label]));
       const name = item.file ?? `${data.noun} ${item.row}`;
-      const what = make("div", { class: "what" }, make("strong", {}, path[LEVELS - 1]), path.slice(0, -1).join(" › "), make("br"), name);
-      const image = item.image && make("img", { src: item.image, alt: `${name}: ${path[LEVELS - 1]}`, class: item.image.startsWith("data:image/png") ? "small" : null });
-      return make("article", { class: image ? "card" : "card bare" }, ...(image ? [image] : []), what, ...data.levels.map((_, at) => opinions(item, at)));
+      const what = make(
+        "div",
+        { class: "what" },
+        make("strong", {}, path[LEVELS - 1]),
+        path.slice(0, -1).join(" › "),
+        make("br"),
+        name,
+      );
+      const image =
+        item.image &&
+        make("img", {
+          src: item.image,
+          alt: `${name}: ${path[LEVELS - 1]}`,
+          class: item.image.startsWith("data:image/png") ? "small" : null,
+        });
+      return make(
+        "article",
+        { class: image ? "card" : "card bare" },
+        ...(image ? [image] : []),
+        what,
+        ...data.levels.map((_, at) => opinions(item, at)),
+      );
     }
     const total = (level, kind) => (kind === "fixed" ? fixed : broken)[level * STEPS + CHOSEN];
     const tallies = [];
@@ -746,34 +1005,54 @@
       };
       let some = all ? `The 1 ${data.noun}` : `No ${data.noun}`;
       if (all > 1) some = `All ${count(all)} ${NOUN}`;
-      if (all > changed.length) some = `${changed.length} of the ${count(all)} ${NOUN}, drawn at random,`;
+      if (all > changed.length)
+        some = `${changed.length} of the ${count(all)} ${NOUN}, drawn at random,`;
       part("gallery", ".lead").textContent =
-        `${some} whose ${data.levels[level]} prediction adaptation ${kind}. Before is α = 0, after is α = ${alphaText(chosen)}; ` +
-        "✓ marks the true class. The strip shows at which α the level is right, and where the slider is.";
+        `${some} whose ${data.levels[level]} prediction adaptation ${kind}. ` +
+        `Before is α = 0, after is α = ${alphaText(chosen)}; ✓ marks the true class. ` +
+        "The strip shows at which α the level is right, and where the slider is.";
     }
     part("gallery", ".controls").append(
-      choices("", "what happened", [["fixed", "✓ fixed"], ["broken", "✗ broken"]].map(([k, text]) => option(k, text, () => total(level, k))), kind, (value) => {
-        kind = value;
-        show();
-      }),
-      choices("on level", "the level", data.levels.map((name, i) => option(i, name, () => total(i, kind))), level, (value) => {
-        level = value;
-        show();
-      }),
+      choices(
+        "",
+        "what happened",
+        [
+          ["fixed", "✓ fixed"],
+          ["broken", "✗ broken"],
+        ].map(([k, text]) => option(k, text, () => total(level, k))),
+        kind,
+        (value) => {
+          kind = value;
+          show();
+        },
+      ),
+      choices(
+        "on level",
+        "the level",
+        data.levels.map((name, i) => option(i, name, () => total(i, kind))),
+        level,
+        (value) => {
+          level = value;
+          show();
+        },
+      ),
     );
     show();
   }
 
-  // What does not move: calibration, training, measures, the record.
+  // What does not change with the slider: calibration, training, measures, the record.
 
   function reliability() {
     if (!data.reliability.length) return $("reliability").remove();
-    const some = data.sampled < data.samples ? ` Of ${count(data.sampled)} ${NOUN}, drawn at random.` : "";
+    const some =
+      data.sampled < data.samples ? ` Of ${count(data.sampled)} ${NOUN}, drawn at random.` : "";
     part("reliability", ".lead").textContent =
-      "How often predictions of a given confidence are right, before (hollow) and after adaptation by " +
-      `α = ${alphaText(data.alphas[CHOSEN])} (solid). On the diagonal confidence is what it says. The larger a point, the more ${NOUN}.${some}`;
+      "How often predictions of a given confidence are right, before (hollow) and after " +
+      `adaptation by α = ${alphaText(data.alphas[CHOSEN])} (solid). On the diagonal, confidence ` +
+      `equals accuracy. A larger point stands for more ${NOUN}.${some}`;
     data.reliability.forEach(({ before, after }, level) => {
-      const name = `${data.levels[level]}: calibration error ${percent(before.error, 1).replace(" %", "")} → ${percent(after.error, 1)}`;
+      const errors = `${percent(before.error, 1).replace(" %", "")} → ${percent(after.error, 1)}`;
+      const name = `${data.levels[level]}: calibration error ${errors}`;
       const host = panel(part("reliability", ".panels"), level, name);
       plot(host, {
         x: [0, 1],
@@ -783,11 +1062,16 @@
         describe: name,
         inside: ({ svg, x, y }) => {
           svg.append(draw("line", { class: "axis", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
-          for (const [diagram, dot] of [[after, "dot"], [before, "ring"]]) {
+          for (const [diagram, dot] of [
+            [after, "dot"],
+            [before, "ring"],
+          ]) {
             const counts = diagram.count.filter((n) => n);
             counts.forEach((n, i) => {
               const at = { cx: x(diagram.confidence[i]), cy: y(diagram.accuracy[i]) };
-              svg.append(draw("circle", { class: dot, ...at, r: 2 + 12 * Math.sqrt(n / data.sampled) }));
+              svg.append(
+                draw("circle", { class: dot, ...at, r: 2 + 12 * Math.sqrt(n / data.sampled) }),
+              );
             });
           }
         },
@@ -800,11 +1084,16 @@
     if (!networks.length) return $("training").remove();
     const host = part("training", ".panels");
     for (const [network, records] of networks) {
-      for (const [what, scale, unit] of [["error", 100, "error (%)"], ["loss", 1, "loss (nats)"]]) {
+      for (const [what, scale, unit] of [
+        ["error", 100, "error (%)"],
+        ["loss", 1, "loss (nats)"],
+      ]) {
         const series = [];
         for (const split of ["train", "validation"]) {
           data.levels.forEach((name, level) => {
-            const points = records.filter((r) => r.split === split && `${what}_${name}` in r).map((r) => [r.epoch, r[`${what}_${name}`]]);
+            const points = records
+              .filter((r) => r.split === split && `${what}_${name}` in r)
+              .map((r) => [r.epoch, r[`${what}_${name}`]]);
             if (points.length) series.push({ split, level, points });
           });
         }
@@ -821,15 +1110,34 @@
           describe: `${what} of ${network} by epoch`,
           inside: ({ svg, x, y }) => {
             for (const { split, level, points } of series) {
-              const path = draw("path", { class: split === "train" ? "faint" : "curve", d: line(points.map(([a, b]) => [x(a), y(b)])) });
+              const path = draw("path", {
+                class: split === "train" ? "faint" : "curve",
+                d: line(points.map(([a, b]) => [x(a), y(b)])),
+              });
               const [[cx, cy]] = points.map(([a, b]) => [x(a), y(b)]);
-              const alone = points.length > 1 ? [] : [draw("circle", { class: "dot", cx, cy, r: 5, opacity: split === "train" ? 0.5 : 1 })];
+              const alone =
+                points.length > 1
+                  ? []
+                  : [
+                      draw("circle", {
+                        class: "dot",
+                        cx,
+                        cy,
+                        r: 5,
+                        opacity: split === "train" ? 0.5 : 1,
+                      }),
+                    ];
               svg.append(draw("g", { class: paint(level) }, path, ...alone));
             }
           },
         });
         const keys = series.map(({ split, level }) =>
-          make("span", { class: "key", style: `--k: var(--${paint(level)})` }, make("i", { class: "line", style: split === "train" ? "opacity: .5" : "" }), `${data.levels[level]}, ${split}`),
+          make(
+            "span",
+            { class: "key", style: `--k: var(--${paint(level)})` },
+            make("i", { class: "line", style: split === "train" ? "opacity: .5" : "" }),
+            `${data.levels[level]}, ${split}`,
+          ),
         );
         area.parentElement.append(make("p", { class: "note" }, ...keys));
       }
@@ -839,10 +1147,15 @@
   function measures() {
     if (!data.measures) return $("measures").remove();
     const { before, after } = data.measures;
-    part("measures", ".lead").textContent = `At α = 0 and at α = ${alphaText(data.alphas[CHOSEN])}. Lower is better, but for the consistency rate.`;
-    const words = (key) => key.replaceAll("_", " ").replace("top5", "top-5").replace("brier", "Brier");
+    part("measures", ".lead").textContent =
+      `At α = 0 and at α = ${alphaText(data.alphas[CHOSEN])}. ` +
+      "Lower is better, except for the consistency rate.";
+    const words = (key) =>
+      key.replaceAll("_", " ").replace("top5", "top-5").replace("brier", "Brier");
     const meanings = {
-      consistency_rate: `the share of ${NOUN} whose predictions on all levels lie on one branch of the hierarchy`,
+      consistency_rate:
+        `the share of ${NOUN} whose predictions on all levels lie on one branch ` +
+        "of the hierarchy",
       mistake_severity: "how many levels up a wrong class and the true one meet, on average",
     };
     const value = (v) => (v === null ? "–" : v.toFixed(4));
@@ -850,12 +1163,30 @@
     for (const key of Object.keys(before)) {
       const inner = before[key] !== null && typeof before[key] === "object";
       for (const name of inner ? Object.keys(before[key]) : [null]) {
-        if (name === "top5_error" && data.names[data.levels.indexOf(key)].length <= 5) continue; // always 0
+        const answers = inner ? data.names[data.levels.indexOf(key)].length : 0;
+        if (name === "top5_error" && answers <= 5) continue; // always 0
         const [a, b] = [before, after].map((m) => (inner ? m[key][name] : m[key]));
-        body.append(make("tr", {}, make("th", { scope: "row" }, inner ? `${key}: ${words(name)}` : words(key), make("small", { class: "quiet" }, meanings[key] ?? "")), make("td", {}, value(a)), make("td", {}, value(b))));
+        body.append(
+          make(
+            "tr",
+            {},
+            make(
+              "th",
+              { scope: "row" },
+              inner ? `${key}: ${words(name)}` : words(key),
+              make("small", { class: "quiet" }, meanings[key] ?? ""),
+            ),
+            make("td", {}, value(a)),
+            make("td", {}, value(b)),
+          ),
+        );
       }
     }
-    const head = make("tr", {}, ...["measure", "before", "after"].map((text) => make("th", { scope: "col" }, text)));
+    const head = make(
+      "tr",
+      {},
+      ...["measure", "before", "after"].map((text) => make("th", { scope: "col" }, text)),
+    );
     part("measures", "table").append(make("thead", {}, head), body);
   }
 
@@ -865,21 +1196,36 @@
       if (value === null) return "–";
       if (Array.isArray(value)) return value.map(show).join(", ");
       if (typeof value === "object") return list(value);
-      return typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(6))) : String(value);
+      return typeof value === "number" && !Number.isInteger(value)
+        ? String(Number(value.toPrecision(6)))
+        : String(value);
     };
-    const list = (object) => make("dl", {}, ...Object.entries(object).flatMap(([key, v]) => [make("dt", {}, breakable(key)), make("dd", {}, show(v))]));
+    const list = (object) =>
+      make(
+        "dl",
+        {},
+        ...Object.entries(object).flatMap(([key, v]) => [
+          make("dt", {}, breakable(key)),
+          make("dd", {}, show(v)),
+        ]),
+      );
     const host = part("record", ".body");
     const { command, ...rest } = data.record;
     if (command) host.append(make("pre", { tabindex: "0" }, command));
-    const plain = Object.entries(rest).filter(([, v]) => v === null || typeof v !== "object" || Array.isArray(v));
+    const plain = Object.entries(rest).filter(
+      ([, v]) => v === null || typeof v !== "object" || Array.isArray(v),
+    );
     if (plain.length) host.append(list(Object.fromEntries(plain)));
     for (const [key, v] of Object.entries(rest)) {
-      if (v !== null && typeof v === "object" && !Array.isArray(v)) host.append(make("details", {}, make("summary", {}, key), list(v)));
+      if (v !== null && typeof v === "object" && !Array.isArray(v))
+        host.append(make("details", {}, make("summary", {}, key), list(v)));
     }
   }
 
   const tall = data.levels.map((name, level) => `${count(data.sizes[level])} ${name}`).join(", ");
-  $("subtitle").textContent = `${count(data.samples)} ${NOUN}; classes: ${tall}. Adaptation pulls the levels' answers together: α says how far.`;
+  $("subtitle").textContent =
+    `${count(data.samples)} ${NOUN}; classes: ${tall}. ` +
+    "Adaptation pulls the levels' answers together: α says how far.";
   bar();
   curves();
   changes();
