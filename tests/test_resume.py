@@ -13,8 +13,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import small
-from absl import flags
-from absl.testing import flagsaver
 from small_run import train  # registers the toy family
 
 from hiercls_jax.report import figures
@@ -73,10 +71,7 @@ def command(images, monkeypatch, capsys):
     cache = jax.config.jax_compilation_cache_dir
 
     def call(workdir, *more) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["small_run.py", *arguments(images, workdir, *more)])
-        with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
-            status = train.main(train.parse_flags(sys.argv))
+        status = train.main(["train", *arguments(images, workdir, *more)])
         jax.config.update("jax_compilation_cache_dir", cache)
         return status, "".join(capsys.readouterr())
 
