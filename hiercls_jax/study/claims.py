@@ -366,8 +366,7 @@ def judge_both(curves: ErrorCurves, by_arch: Mapping[str, Sequence[Verdict]]) ->
         agreement = HOLDS if all(a == b != UNDECIDED for a, b in pairs) else UNDECIDED
     tests = []
     for v, level in itertools.product(VARIANTS, LEVELS):
-        keys = (densenet, v), (resnet, v)
-        statistic = partial(difference, *(Setting(key, level, 1) for key in keys))
+        pair = Setting((densenet, v), level, 1), Setting((resnet, v), level, 1)
         words = f"{NAMES[v]}, {curves.levels[level]}: {densenet} against {resnet}, α = 1"
-        tests.append(Test(words, LESS, keys, statistic))
+        tests.append(Test(words, LESS, (pair[0].key, pair[1].key), partial(difference, *pair)))
     return [Verdict(agree, (), agreement), decide(Claim(better, tuple(tests)), curves)]

@@ -1,106 +1,42 @@
 """The comparison of many runs: the paper's figures and tables, from a summary alone."""
 
-import csv
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tabulate import tabulate
+from numpy.typing import ArrayLike
 
 from hiercls_jax.files import atomic_write
 from hiercls_jax.metrics.significance import Evidence
 from hiercls_jax.models.variants import VARIANTS
 from hiercls_jax.report import figures
-from hiercls_jax.study import claims
+from hiercls_jax.study import claims, typeset
 from hiercls_jax.study.claims import NAMES
 from hiercls_jax.study.curves import index
 from hiercls_jax.study.summary import Cell, Summary
-from hiercls_jax.study.verdicts import HOLDS, MARGIN, MARGIN_ALPHA, MARGIN_STEP, Verdict
-
-# What LaTeX does not know by itself.
-LATEX = {"α": r"$\alpha$", "±": r"$\pm$", "−": r"$-$"}
-Value = str | int | float | tuple[float, float] | None  # a tuple is mean and standard deviation
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of values, and how many decimals each column is shown with.
-
-    Args:
-      name: of its files.
-      title: what it shows, and of what.
-      columns: names.
-      rows: a value for each column; a tuple is a mean and a standard deviation.
-      decimals: of each column; 0 where there are none.
-    """
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[Value, ...]]
-    decimals: tuple[int, ...]
-
-    def cells(self) -> list[list[str]]:
-        """Return the rows as text."""
-        return [
-            [_show(value, n) for value, n in zip(row, self.decimals, strict=True)]
-            for row in self.rows
-        ]
-
-    def write(self, folder: Path) -> list[str]:
-        """Write CSV, with a column for each standard deviation, and LaTeX; return the names."""
-        spread = [
-            any(isinstance(row[i], tuple) for row in self.rows) for i in range(len(self.columns))
-        ]
-        head, body = [], [[] for _ in self.rows]
-        for i, column in enumerate(self.columns):
-            head += [column, f"{column}, sd"] if spread[i] else [column]
-            for row, out in zip(self.rows, body, strict=True):
-                values = row[i] if isinstance(row[i], tuple) else (row[i], None)
-                out += [_show(v, self.decimals[i]) for v in values[: 1 + spread[i]]]
-        with (
-            atomic_write(folder / f"{self.name}.csv") as temporary,
-            open(temporary, "w", encoding="utf-8", newline="") as file,
-        ):
-            csv.writer(file, lineterminator="\n").writerows([head, *body])
-        latex = self._tabulate("latex_booktabs")
-        for sign, command in LATEX.items():
-            latex = latex.replace(sign, command)
-        with atomic_write(folder / f"{self.name}.tex") as temporary:
-            temporary.write_text(f"{latex}\n", encoding="utf-8")
-        return [f"{self.name}.csv", f"{self.name}.tex"]
-
-    def markdown(self) -> str:
-        """Return the table in Markdown, under its title."""
-        return f"{self.title}\n\n{self._tabulate('github')}\n"
-
-    def _tabulate(self, style: str) -> str:
-        numbers = [
-            any(not isinstance(row[i], str | None) for row in self.rows)
-            for i in range(len(self.columns))
-        ]
-        return tabulate(
-            self.cells(),
-            self.columns,
-            tablefmt=style,
-            disable_numparse=True,
-            colalign=["right" if is_number else "left" for is_number in numbers],
-        )
+from hiercls_jax.study.typeset import Table
+from hiercls_jax.study.verdicts import (
+    HOLDS,
+    MARGIN,
+    MARGIN_ALPHA,
+    MARGIN_COST,
+    MARGIN_STEP,
+    Verdict,
+)
 
 
 def write(folder: Path, summary: Summary) -> list[str]:
     """Write every figure and table, and `comparison.md` with all of them; return the files' names.
 
-    Each file is written under a temporary name and renamed. The same summary gives the same bytes
-    under the same versions of the packages.
+    Each file is complete or absent. The same summary gives the same bytes under the same versions
+    of the packages.
     """
     judged = claims.judge(summary)
     tables = [
         ledger(judged), errors(summary), control(summary), costs(summary), tests(judged),
     ]  # fmt: skip
     written, parts = [], [_HEAD]
-    for arch in dict.fromkeys(a for a, _ in summary.cells):
+    for arch in dict.fromkeys(arch for arch, _ in summary.cells):
         stem = f"error_against_alpha-{arch}"
         _draw_curves(folder / stem, summary, arch)
         written += [f"{stem}.svg", f"{stem}.png"]
@@ -122,95 +58,108 @@ def write(folder: Path, summary: Summary) -> list[str]:
 _HEAD = """\
 # Comparison of trained variants
 
-Top-1 errors on test images, in percent: mean ± standard deviation over all ensembles of a size
-(those of several share members, which makes their deviation too small).
-Curves over α are curves of test errors, to look at; every number that is quoted as tuned has its α
-from validation images, to two decimals.
+Top-1 errors on test images in percent: mean ± standard deviation over all ensembles of a size.
+Ensembles share members, so this deviation is too small. The curves show test errors at every α.
+Every number that is called tuned has an α that was chosen on validation images, to two decimals.
 """
 
 
 def ledger(judged: Sequence[tuple[str, Verdict]]) -> Table:
     """Return the claims of the paper with their verdicts."""
-    rows = []
-    for number, (arch, verdict) in enumerate(judged, 1):
+    rows: list[tuple[typeset.Cell, ...]] = []
+    for claim_number, (arch, verdict) in enumerate(judged, 1):
         means = [r.deciding.mean for r in verdict.results if np.isfinite(r.deciding.mean)]
-        spread = ""
-        if means:
-            ends = dict.fromkeys((_signed(min(means)), _signed(max(means))))  # once, if the same
-            spread = f"{' to '.join(ends)} {verdict.results[0].test.unit}"
         held = sum(r.verdict == HOLDS for r in verdict.results)
-        share = f"{held} of {len(verdict.claim.tests)}" if verdict.results else ""
         rows.append(
-            (number, arch, verdict.claim.text, spread, share,
-             verdict.verdict)
+            (
+                claim_number, arch, verdict.claim.text,
+                (min(means), max(means)) if means else None,
+                verdict.results[0].test.unit if means else None,
+                (held, len(verdict.claim.tests)) if verdict.results else None,
+                verdict.verdict,
+            )
         )  # fmt: skip
     return Table(
         "ledger",
-        "## What the paper claims, and what these runs say\n\n"
-        "A claim holds where all of its tests do, and fails where one fails; without the runs for "
-        "some of them it cannot hold. Single networks: Student's paired t-test over seeds, pairs "
-        "of the same seed, two-sided, p < 0.05 after Holm's correction over the tests of the "
-        "claim. Ensembles share their members: bootstrap over test images. No difference: the "
-        f"90 % interval lies within ±{MARGIN:g} points (±{MARGIN_STEP:g} for steps "
-        f"of α, ±{MARGIN_ALPHA:g} for α itself, ±1 % for costs); a test that expects one "
-        "fails there, as it does where the difference is significant the other way; one that "
-        "expects none fails if the 95 % interval lies beyond that margin. All tests are listed "
-        "below.",
-        ("", "network", "claim", "differences found", "tests that hold", "verdict"),
+        "## The paper's claims and their verdicts\n\n"
+        "A claim holds if all of its tests hold, and fails if one of them fails. If the runs for "
+        "some of its tests are missing, it cannot hold. Claims about single networks are tested "
+        "over seeds: Student's paired t-test on pairs of the same seed, two-sided. Claims about "
+        "ensembles are tested over test images by the bootstrap, because ensembles share members. "
+        "A difference is significant if p < 0.05 after Holm's correction over the tests of the "
+        "claim. It is negligible if its 90 % interval lies within a margin: "
+        f"±{MARGIN:g} points of error (±{MARGIN_STEP:g} for steps of α), ±{MARGIN_ALPHA:g} for α "
+        f"itself, ±{MARGIN_COST:g} % for costs. A test that expects `less` or `different` holds if "
+        "the difference is significant and as expected. It fails if the difference is significant "
+        "with the other sign, or negligible; but a difference of the expected sign that only the "
+        "correction made insignificant stays undecided. A test that expects `equal` holds if the "
+        "difference is negligible, significant or not. It fails if the 95 % interval lies beyond "
+        "the margin. The table shows the lowest and the highest difference of a claim's tests; "
+        "all tests are listed below.",
+        (
+            typeset.number("claim number"), typeset.words("network"), typeset.words("claim"),
+            typeset.value_range("differences", "lowest difference", "highest difference"),
+            typeset.words("unit"), typeset.share("tests that hold", "tests that hold", "tests"),
+            typeset.words("verdict"),
+        ),
         rows,
-        (0,) * 6,
-    )
+    )  # fmt: skip
 
 
 def errors(summary: Summary) -> Table:
     """Return the errors of every variant, ensemble size and level."""
     alphas, images = summary.alphas, len(summary.labels)
     largest = float(alphas[-1])
-    rows = []
-    for cell in _in_order(summary):
-        for size in cell.right:
-            for level, name in enumerate(summary.hierarchy.levels):
 
-                def at(flavour, alpha, cell=cell, size=size, level=level):
-                    wrong = cell.wrong.get(flavour, {}).get(size)
-                    if wrong is None:
-                        return None
-                    chosen = (
-                        cell.tuned[flavour][size].astype(int)
-                        if alpha is None
-                        else np.full(len(wrong), index(alphas, alpha))
-                    )
-                    return _spread(100 / images * wrong[np.arange(len(wrong)), level, chosen])
+    def error(cell: Cell, size: int, level: int, flavour: str, alpha: float | None) -> typeset.Cell:
+        """Mean and deviation over ensembles, at an alpha; if it is None, each at its tuned one."""
+        if flavour not in cell.wrong:
+            return None
+        wrong = cell.wrong[flavour][size]
+        if alpha is None:
+            chosen = cell.tuned[flavour][size].astype(int)
+        else:
+            chosen = np.full(len(wrong), index(alphas, alpha))
+        return _spread(100 / images * wrong[np.arange(len(wrong)), level, chosen])
 
-                tuned = alphas[cell.tuned["averaged"][size].astype(int)]
-                rows.append(
-                    (
-                        cell.arch, NAMES[cell.variant], size, name,
-                        at("averaged", 0), at("averaged", 1), at("averaged", largest),
-                        _spread(tuned), at("averaged", None),
-                        at("calibrated", 1), at("calibrated", None), at("adapted_first", None),
-                    )
-                )  # fmt: skip
+    rows: list[tuple[typeset.Cell, ...]] = [
+        (
+            cell.arch, NAMES[cell.variant], size, name,
+            error(cell, size, level, "averaged", 0), error(cell, size, level, "averaged", 1),
+            error(cell, size, level, "averaged", largest),
+            _spread(alphas[cell.tuned["averaged"][size].astype(int)]),
+            error(cell, size, level, "averaged", None),
+            error(cell, size, level, "calibrated", 1),
+            error(cell, size, level, "calibrated", None),
+            error(cell, size, level, "adapted_first", None),
+        )
+        for cell in _in_order(summary)
+        for size in cell.right
+        for level, name in enumerate(summary.hierarchy.levels)
+    ]  # fmt: skip
+    names = (
+        "α = 0", "α = 1", f"α = {largest:g}", "tuned α", "tuned", "calibrated, α = 1",
+        "calibrated, tuned", "adapted first, tuned",
+    )  # fmt: skip
     return Table(
         "errors",
-        "## Errors\n\nTest error, top-1, in percent, by the size of the ensemble, whose "
-        "probabilities are averaged and then adapted. Calibrated: each level of each network has "
-        "its temperature, fitted on validation images, before that. Adapted first: each network is "
-        "adapted, and the results are averaged.",
+        "## Errors\n\nTop-1 test error in percent, by the size of the ensemble. The probabilities "
+        "of its networks are averaged, then adapted. Calibrated: before that, each level of each "
+        "network gets a temperature that is fitted on validation images. Adapted first: each "
+        "network is adapted, then the results are averaged.",
         (
-            "network", "variant", "ensemble", "level", "α = 0", "α = 1", f"α = {largest:g}",
-            "tuned α", "tuned", "calibrated, α = 1", "calibrated, tuned", "adapted first, tuned",
+            typeset.words("network"), typeset.words("variant"), typeset.number("ensemble"),
+            typeset.words("level"), *(typeset.spread(name, 2) for name in names),
         ),
         rows,
-        (0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2),
     )  # fmt: skip
 
 
 def control(summary: Summary) -> Table:
-    """Return what adaptation gains where the groups of classes mean nothing."""
+    """Return the gains of adaptation by true groups of classes and by random ones."""
     alphas, images = summary.alphas, len(summary.labels)
     at = index(alphas, 1.0)
-    rows = []
+    rows: list[tuple[typeset.Cell, ...]] = []
     for cell in _in_order(summary):
         if not len(cell.control):
             continue
@@ -226,25 +175,31 @@ def control(summary: Summary) -> Table:
             )
         )  # fmt: skip
     level, upper = summary.hierarchy.levels[-1], summary.hierarchy.levels[-2]
+    names = (
+        "α = 0", f"own {upper} head", "another's sums, true groups",
+        "another's sums, random groups", "two networks averaged, α = 0",
+    )  # fmt: skip
     return Table(
         "control",
-        f"## How much of it is the hierarchy?\n\nTest error of the {level} level, in percent, over "
-        f"seeds, at α = 1: with the network's own {upper} probabilities; with those of another "
-        f"network (the next seed), summed from its {level} ones by the true hierarchy; and by "
-        f"random hierarchies of the same shape, {_shuffles(summary)} for each seed. Were the "
-        "gain that of averaging two networks, all groups would do as well.",
+        f"## How much of the gain is due to the hierarchy?\n\nTest error of the {level} level in "
+        f"percent, over seeds, at α = 1. The {level} probabilities of a network are adapted to "
+        f"{upper} probabilities of three kinds: its own; those of another network (the one of the "
+        f"next seed), summed from its {level} probabilities over the true groups; and the same "
+        f"sums over the groups of random hierarchies of the same shape, {_shuffles(summary)} for "
+        "each seed. If the gain were only that of averaging two networks, all groups would do as "
+        "well.",
         (
-            "network", "variant", "α = 0", f"own {upper} head", "another's sums, true groups",
-            "another's sums, random groups", "two networks averaged, α = 0",
+            typeset.words("network"), typeset.words("variant"),
+            *(typeset.spread(name, 2) for name in names),
         ),
         rows,
-        (0, 0, 2, 2, 2, 2, 2),
     )  # fmt: skip
 
 
 def costs(summary: Summary) -> Table:
-    """Return what each variant takes."""
-    images, rows = len(summary.labels), []
+    """Return the parameters, operations and times of each variant."""
+    images = len(summary.labels)
+    rows: list[tuple[typeset.Cell, ...]] = []
     for cell in _in_order(summary):
         c = cell.costs
         rows.append(
@@ -257,46 +212,54 @@ def costs(summary: Summary) -> Table:
         )  # fmt: skip
     return Table(
         "costs",
-        "## What it takes\n\nOver seeds, from the runs' own records, compiling and validation "
-        "included. Time on the clock is that of a machine that may have done other work; the time "
-        "of its cores is hardly changed by that. Compare the times of runs of one machine only. "
-        "Multiply-adds are of one image.",
+        "## Costs\n\nOver seeds, from the runs' own records. Training includes compiling and "
+        "validation. Other work on the machine lengthens the time on the clock and hardly changes "
+        "the time of the cores. Compare only times of runs on one machine. Multiply-adds are those "
+        "of one image.",
         (
-            "network", "variant", "parameters", "multiply-adds", "s per epoch, clock",
-            "s per epoch, cores", "minutes of training, clock", "ms per test image",
-            "ms with adaptation",
+            typeset.words("network"), typeset.words("variant"), typeset.number("parameters"),
+            typeset.number("multiply-adds"), typeset.spread("s per epoch, clock", 1),
+            typeset.spread("s per epoch, cores", 1),
+            typeset.spread("minutes of training, clock", 1), typeset.spread("ms per test image", 3),
+            typeset.spread("ms with adaptation", 3),
         ),
         rows,
-        (0, 0, 0, 0, 1, 1, 1, 3, 3),
     )  # fmt: skip
 
 
 def tests(judged: Sequence[tuple[str, Verdict]]) -> Table:
     """Return every test of every claim."""
-    rows = [
+    rows: list[tuple[typeset.Cell, ...]] = [
         (
-            number, arch, r.test.difference, f"{r.test.expects}, {r.test.unit}",
-            *_interval(r.seeds), _p(r.p_holm if r.test.size == 1 else np.nan),
-            *_interval(r.images), _p(r.p_holm if r.test.size > 1 else np.nan),
-            "" if r.mcnemar is None else f"{r.mcnemar[0]} of {r.mcnemar[1]}", r.verdict,
+            claim_number, arch, r.test.difference, r.test.expects, r.test.margin, r.test.unit,
+            *_interval(r.seeds), r.p_holm if r.test.size == 1 else None,
+            *_interval(r.images), r.p_holm if r.test.size > 1 else None, r.mcnemar, r.verdict,
         )
-        for number, (arch, verdict) in enumerate(judged, 1)
+        for claim_number, (arch, verdict) in enumerate(judged, 1)
         for r in verdict.results
     ]  # fmt: skip
     return Table(
         "tests",
-        "## The tests\n\nEach is of a difference, the first less the second, with its 95 % "
-        "interval: by Student's paired t over seeds, and by the bootstrap over test images of the "
-        "mean over seeds. p is two-sided; Holm is after Holm's correction over the tests of the "
-        "claim, where they decide it. McNemar: in how many seeds his exact test has p < 0.05. The "
-        "steps from the best α start from the best of the mean over seeds on validation images, "
-        "or on those of test where none were held out.",
+        "## The tests\n\nEach test is about a difference: the first less the second. Over seeds: "
+        "the mean of paired differences, with its 95 % interval and two-sided p-value by Student's "
+        "t-test. Over images: the difference of the means over seeds, with interval and p-value by "
+        "the bootstrap over test images. Holm's p is corrected for the tests of the claim, and "
+        "belongs to the evidence that decides the test. McNemar: in how many seeds McNemar's exact "
+        "test has p < 0.05. Steps from the best α start from the one with the least error, the "
+        "mean over seeds, on validation images; on test images if none were held out for "
+        "validation.",
         (
-            "claim", "network", "difference", "expected to be", "over seeds", "interval", "p",
-            "Holm", "over images", "interval ", "p ", "Holm ", "McNemar", "verdict",
+            typeset.number("claim number"), typeset.words("network"), typeset.words("difference"),
+            typeset.words("expected"), typeset.Column("margin", "±{:g}".format, format="g"),
+            typeset.words("unit"),
+            typeset.estimate("over seeds"), typeset.p_value("p over seeds"),
+            typeset.p_value("Holm's p over seeds"),
+            typeset.estimate("over images"), typeset.p_value("p over images"),
+            typeset.p_value("Holm's p over images"),
+            typeset.share("McNemar", "McNemar, significant seeds", "McNemar, seeds"),
+            typeset.words("verdict"),
         ),
         rows,
-        (0,) * 14,
     )  # fmt: skip
 
 
@@ -306,42 +269,22 @@ def _shuffles(summary: Summary) -> int:
 
 
 def _in_order(summary: Summary) -> list[Cell]:
-    archs = list(dict.fromkeys(a for a, _ in summary.cells))
+    archs = list(dict.fromkeys(arch for arch, _ in summary.cells))
     return [summary.cells[a, v] for a in archs for v in VARIANTS if (a, v) in summary.cells]
 
 
-def _spread(values) -> Value:
+def _spread(values: ArrayLike) -> tuple[float, float | None]:
+    """Return mean and standard deviation; of one value, no deviation."""
     values = np.asarray(values, np.float64)
-    return (float(values.mean()), float(values.std(ddof=1))) if len(values) > 1 else values.item()
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else None
+    return float(values.mean()), deviation
 
 
-def _interval(evidence: Evidence | None) -> tuple[str, str, str]:
+def _interval(evidence: Evidence | None) -> tuple[typeset.Cell, typeset.Cell]:
+    """Return a difference with its interval, and its p-value."""
     if evidence is None:
-        return "", "", ""
-    ends = f"{_signed(evidence.low)} to {_signed(evidence.high)}"
-    return _signed(evidence.mean), ends, _p(evidence.p)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−") if np.isfinite(value) else "?"
-
-
-def _p(value: float) -> str:
-    if np.isnan(value):
-        return ""
-    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
-
-
-def _show(value: Value, decimals: int) -> str:
-    match value:
-        case None:
-            return ""
-        case str():
-            return value
-        case (mean, deviation):
-            return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
-        case _:
-            return f"{value:.{decimals}f}"
+        return None, None
+    return (evidence.mean, evidence.low, evidence.high), evidence.p
 
 
 def _cells_of(summary: Summary, arch: str) -> list[Cell]:
@@ -353,10 +296,10 @@ def _curve_note(summary: Summary, arch: str) -> str:
     seeds = ", ".join(f"{NAMES[cell.variant]} {len(cell.seeds)}" for cell in cells)
     sizes = ", ".join(map(str, sorted({size for cell in cells for size in cell.right})))
     return (
-        f"*Test error of {arch} against α, mean and one standard deviation over all "
-        f"ensembles of {sizes} of its instances (seeds: {seeds}), whose probabilities are averaged "
-        "and then adapted; dashed, the mean of those that are adapted first, which for the coarse "
-        "level is the same.*"
+        f"*Test error of {arch} against α: mean and one standard deviation over all ensembles of "
+        f"{sizes} networks (seeds: {seeds}). Solid lines: the probabilities are averaged, then "
+        "adapted. Dashed lines, means: each network is adapted, then the results are averaged. "
+        "With Algorithm 1 both orders give the same errors at the coarse level.*"
     )
 
 
