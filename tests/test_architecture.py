@@ -29,8 +29,9 @@ ROOMS = {
     "tables": (*BASE, *PURE),
     "evaluation": (*BASE, *PURE, "tables"),
     "report": (*BASE, *PURE, "evaluation"),
-    "study": (*BASE, *PURE, "evaluation", "report"),
     "experiment": (*BASE, *PURE, "runtime", "data", "training", "evaluation", "report"),
+    # A study reads the runs of experiments, and rebuilds their networks to count them.
+    "study": (*BASE, *PURE, "runtime", "evaluation", "report", "experiment"),
 }
 ENTRANCES = ("__init__", "__main__", "main", "commands")  # these may import every room
 FILES_AND_FLAGS = {"os", "pathlib", "absl", "tempfile", "shutil", "io", "ml_collections"}

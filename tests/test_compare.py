@@ -13,7 +13,7 @@ from made_up import page_data, rates
 from made_up_runs import write_run
 
 from hiercls_jax.commands import compare
-from hiercls_jax.study import summary
+from hiercls_jax.study import finished_runs, summary
 
 VARIANTS = ("separate", "merge1")
 # Columns of CSV files that have words.
@@ -240,7 +240,7 @@ def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):
     ("at", "line"),
     [
         ("load", "stopped while {runs} was read; nothing was written"),
-        ("write", "stopped while {out} was written; each file there is whole"),
+        ("write", "stopped while {out} was written; each file there is complete"),
     ],
 )
 def test_ctrl_c_says_where_and_how_to_go_on(runs, tmp_path, monkeypatch, capsys, at, line):
@@ -249,7 +249,7 @@ def test_ctrl_c_says_where_and_how_to_go_on(runs, tmp_path, monkeypatch, capsys,
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare.predictions if at == "load" else compare.comparison, at, stop)
+    monkeypatch.setattr(finished_runs.predictions if at == "load" else compare.comparison, at, stop)
     one, out = runs / "resnet20" / "merge1" / "seed-0", tmp_path / "out"
     assert compare.main(["compare", str(one), f"--out={out}"]) == 130
     line = line.format(runs=one, out=out)

@@ -13,7 +13,7 @@ from hiercls_jax.evaluation.evaluate import evaluate
 from hiercls_jax.hierarchy import cifar100
 from hiercls_jax.metrics import child_sums
 from hiercls_jax.study import ensembles, summary
-from hiercls_jax.study.summary import FLAVOURS, Summary
+from hiercls_jax.study.summary import METHODS, Summary
 
 CIFAR = cifar100()
 ALPHAS = summary.alpha_grid(CIFAR)
@@ -34,7 +34,7 @@ def runs():
 
 @pytest.fixture(scope="module")
 def cell(runs):
-    return summary.distil("resnet20", "merge1", runs, CIFAR, {"train.epochs": 8}, COSTS)
+    return summary.summarise("resnet20", "merge1", runs, CIFAR, {"train.epochs": 8}, COSTS)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_flavours_differ_as_they_should(cell):
 def test_without_validation_alpha_is_1_and_nothing_is_calibrated(runs):
     """As the paper's own comparison has it."""
     tests = {seed: {"test": splits["test"]} for seed, splits in runs.items()}
-    cell = summary.distil("resnet20", "merge1", tests, CIFAR, {}, COSTS)
+    cell = summary.summarise("resnet20", "merge1", tests, CIFAR, {}, COSTS)
     assert (ALPHAS[cell.tuned["averaged"][2]] == 1).all()
     assert cell.validation.shape == (0, 2, len(ALPHAS))
     assert "calibrated" not in cell.wrong
@@ -148,11 +148,11 @@ def _same(before, after):
 def test_no_flavour_is_lost_in_the_file(runs, tmp_path):
     """A cell without calibration is read without it."""
     tests = {seed: {"test": splits["test"]} for seed, splits in runs.items()}
-    cell = summary.distil("resnet20", "merge1", tests, CIFAR, {}, COSTS)
+    cell = summary.summarise("resnet20", "merge1", tests, CIFAR, {}, COSTS)
     labels = runs[0]["test"].labels["fine"]
     summary.save(tmp_path / "a.npz", Summary(CIFAR, labels, ALPHAS, {("resnet20", "merge1"): cell}))
     found = summary.load(tmp_path / "a.npz").cells["resnet20", "merge1"]
-    assert set(found.wrong) == set(FLAVOURS) - {"calibrated"}
+    assert set(found.wrong) == set(METHODS) - {"calibrated"}
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "no zip", "format"])

@@ -1,8 +1,8 @@
 """Ensembles of networks: the mean of their probabilities, before adaptation or after.
 
 Section 4 of the paper: "ensemble-n corresponds to the averaging of the predictions from n different
-instances of the same architecture". It does not say whether they are adapted before or after. The
-coarse level is the same both ways (Algorithm 1 is linear there), the fine one is not.
+instances of the same architecture". It does not say whether adaptation comes before or after. Both
+orders give the same coarse level, where Algorithm 1 is linear, and different fine levels.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from hiercls_jax.metrics.calibration import apply_temperature, fit_temperature, 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """What is affine in alpha: a split's scores at alpha 0 and at alpha 1, and its labels.
+    """A split's scores at alpha 0 and at alpha 1, between which they are affine, and its labels.
 
     Args:
       original, target: float32 `[N, K_l]` of each level, coarsest first.
@@ -43,7 +43,7 @@ def members(count: int, size: int) -> list[tuple[int, ...]]:
 
 
 def scores(predictions: Predictions, hierarchy: Hierarchy, rule: Rule = RULES["kl"]) -> Scores:
-    """Return one network's scores under a rule."""
+    """Return the scores of a network, or of an averaged ensemble, under a rule."""
     original = list(predictions.probs.values())
     target = [np.asarray(p) for p in rule.target(original, hierarchy)]
     return Scores(original, target, list(predictions.labels.values()))
@@ -56,7 +56,7 @@ def average(instances: Sequence[Predictions]) -> Predictions:
 
 
 def average_scores(instances: Sequence[Scores]) -> Scores:
-    """Return the scores of networks that are adapted first and averaged then."""
+    """Return the mean of the scores of networks that were adapted each by itself."""
     return Scores(
         [_mean(level) for level in zip(*(s.original for s in instances), strict=True)],
         [_mean(level) for level in zip(*(s.target for s in instances), strict=True)],
@@ -65,7 +65,12 @@ def average_scores(instances: Sequence[Scores]) -> Scores:
 
 
 def calibrate(validation: Predictions, splits: Sequence[Predictions]) -> tuple[Predictions, ...]:
-    """Return splits with the temperature of each level that fits validation best."""
+    """Return splits after temperature scaling, fitted on validation level by level.
+
+    Args:
+      validation: predictions that the temperatures are fitted on.
+      splits: predictions of the same network that they are applied to.
+    """
     temperatures = {
         level: fit_temperature(log_probs(p), validation.labels[level])
         for level, p in validation.probs.items()
@@ -83,40 +88,41 @@ def calibrate(validation: Predictions, splits: Sequence[Predictions]) -> tuple[P
 
 
 def tuned_alpha(validation: Scores, alphas: np.ndarray) -> int:
-    """Return the index of the alpha nearest to the exact choice on validation data."""
+    """Return the index of the alpha that is nearest to the exact choice on validation data."""
     search = alpha_search(
         validation.original, validation.target, validation.labels, largest=alphas[-1]
     )
     return int(np.abs(alphas - search.alpha).argmin())
 
 
-def right_alphas(of: Scores, alphas: np.ndarray) -> np.ndarray:
-    """Return at which alphas each sample is right at each level: a run of neighbours, or none.
+def right_alphas(scores: Scores, alphas: np.ndarray) -> np.ndarray:
+    """Return the interval of alphas at which each sample is right, for each level.
 
     Args:
-      of: the scores.
+      scores: of N samples and L levels.
       alphas: float64 `[A]`, increasing, from 0 to the largest.
 
     Returns:
-      integer `[L, N, 2]`: right at `alphas[first:stop]` and nowhere else; `(0, 0)` for none.
+      integer `[L, N, 2]`: `(first, stop)` of `alphas[first:stop]`; `(0, 0)` if it is never right.
     """
-    found = []
-    for original, target, labels in zip(of.original, of.target, of.labels, strict=True):
+    intervals = []
+    for original, target, labels in zip(scores.original, scores.target, scores.labels, strict=True):
         low, high = winning_intervals(original, target, labels, alphas[-1]).T
         first = np.searchsorted(alphas, low, side="left")
         stop = np.searchsorted(alphas, high, side="right")
-        found.append(np.where((first < stop)[:, None], np.stack([first, stop], axis=1), 0))
-    return np.stack(found)
+        intervals.append(np.where((first < stop)[:, None], np.stack([first, stop], axis=1), 0))
+    return np.stack(intervals)
 
 
 def wrong_counts(right: np.ndarray, count: int) -> np.ndarray:
-    """Return how many samples are wrong at each of `count` alphas.
+    """Return how many samples are wrong at each alpha.
 
     Args:
-      right: integer `[..., N, 2]`, as `right_alphas` has it.
+      right: integer `[..., N, 2]`, as `right_alphas` returns it.
+      count: A, the number of alphas.
 
     Returns:
-      integer `[..., count]`.
+      integer `[..., A]`.
     """
     flat = right.reshape(-1, *right.shape[-2:]).astype(np.int64)
     counts = np.empty((len(flat), count), np.int64)
@@ -127,4 +133,4 @@ def wrong_counts(right: np.ndarray, count: int) -> np.ndarray:
 
 
 def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.mean(arrays, axis=0, dtype=np.float64).astype(np.float32)
+    return np.asarray(np.mean(arrays, axis=0, dtype=np.float64), np.float32)
