@@ -10,6 +10,6 @@
 The arguments are those of the variants' own configs, which stand beside this file.
 """
 
-from hiercls_jax.commands import grid
+from hiercls_jax.experiment import grid
 
 get_config = grid.compose

@@ -11,7 +11,7 @@ import pytest
 
 from hiercls_jax import __main__ as commands
 from hiercls_jax import experiment
-from hiercls_jax.commands import grid
+from hiercls_jax.experiment import grid
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,17 +16,20 @@ import pytest
 import small
 
 from hiercls_jax import experiment
-from hiercls_jax.commands import grid
+from hiercls_jax.commands import grid as command
 from hiercls_jax.errors import UserError
-from hiercls_jax.experiment import run
+from hiercls_jax.experiment import grid, grid_runner, run
+from hiercls_jax.experiment.grid_progress import work
 from hiercls_jax.models import registry
 from hiercls_jax.models.variants import VARIANTS
+from hiercls_jax.runtime import slots
+from hiercls_jax.runtime.slots import Slots
 
 # config_flags loads a config file by a method that Python means to remove.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "grid.py"
-ONE = grid.Slots(({},), None)
+ONE = Slots(({},), None)
 
 # A run that takes no time: it notes that it began and how, and writes what a finished run has.
 STAND_IN = """
@@ -67,14 +71,19 @@ def stand_in(tmp_path, monkeypatch):
     program = tmp_path / "stand_in.py"
     program.write_text(STAND_IN.replace("OUTPUTS", repr(run.OUTPUTS)))
     monkeypatch.setattr(grid, "PROGRAM", (str(program),))
-    monkeypatch.setattr(grid, "POLL", 0.02)
+    monkeypatch.setattr(grid_runner, "POLL", 0.02)
     monkeypatch.setenv("CONTROL", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def carry_out(*arguments) -> int:
-    return grid.main(["grid", f"--config={CONFIG}:quick", *arguments])
+    return command.main(["grid", f"--config={CONFIG}:quick", *arguments])
+
+
+def plan(config, config_file, arguments, slots):
+    """The runs of a grid, whose configs are read as the command reads them."""
+    return grid.plan(config, config_file, arguments, slots, command.read_config)
 
 
 def begun(folder) -> list[str]:
@@ -129,7 +138,7 @@ def test_a_run_that_cannot_begin_does_not_stop_the_others(stand_in, capsys):
 def test_what_tells_runs_apart_is_not_given_to_all(word):
     """A seed or a folder behind -- would be that of every run."""
     with pytest.raises(UserError, match=f"{word.split('=')[0]} is set by the grid"):
-        grid.plan(small_grid(), CONFIG, [f"--config.{word}"], ONE)
+        plan(small_grid(), CONFIG, [f"--config.{word}"], ONE)
 
 
 def test_a_run_whose_results_are_damaged_is_carried_out_again(stand_in):
@@ -166,7 +175,7 @@ def test_as_many_run_at_once_as_asked_each_on_its_own_gpu(stand_in, monkeypatch)
     """Two GPUs make two slots; a slot is used again when its run has ended, and no other."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    assert grid.Slots.of(None).environments == (
+    assert Slots.of(None).environments == (
         {"CUDA_VISIBLE_DEVICES": "3"},
         {"CUDA_VISIBLE_DEVICES": "5"},
     )
@@ -177,28 +186,32 @@ def test_as_many_run_at_once_as_asked_each_on_its_own_gpu(stand_in, monkeypatch)
 def test_runs_on_a_cpu_share_its_cores(monkeypatch):
     """Several at once have their share of the cores each, of which the batch is a multiple."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setattr(grid.parallel, "cpu_cores", lambda: 14)
-    slots = grid.Slots.of(2)
-    assert slots == grid.Slots(({}, {}), 7)
-    planned = grid.plan(grid.compose("quick"), CONFIG, [], slots)
+    monkeypatch.setattr(slots.parallel, "cpu_cores", lambda: 14)
+    two = Slots.of(2)
+    assert two == Slots(({}, {}), 7)
+    planned = plan(grid.compose("quick"), CONFIG, [], two)
     assert all("--config.run.cpu_devices=5" in r.command for r in planned)  # 5 divide 100
-    alone = grid.plan(grid.compose("quick"), CONFIG, [], ONE)
+    alone = plan(grid.compose("quick"), CONFIG, [], ONE)
     assert not any("cpu_devices" in word for r in alone for word in r.command)
 
 
 def test_no_two_grids_work_in_one_folder(stand_in, capsys):
     """The second says so and begins nothing; also where the first has died and left a run."""
     (stand_in / "wait").touch()
-    command = [sys.executable, "-c", "import sys; from hiercls_jax import grid; "]
-    command[-1] += f"grid.PROGRAM = {grid.PROGRAM!r}; sys.exit(grid.main(sys.argv[1:]))"
+    program = (
+        "import sys; from hiercls_jax.commands.grid import main; "
+        "from hiercls_jax.experiment import grid; "
+        f"grid.PROGRAM = {grid.PROGRAM!r}; sys.exit(main(sys.argv[1:]))"
+    )
     arguments = [f"--config={CONFIG}:quick", *SMALL, "--jobs=1"]
     first = subprocess.Popen(
-        [*command, "grid", *arguments],
+        [sys.executable, "-c", program, "grid", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
     )
     try:
         while not begun(stand_in):
+            assert first.poll() is None, "the first grid has ended"
             time.sleep(0.02)
         assert carry_out(*SMALL) == 1
         first.kill()
@@ -217,7 +230,7 @@ def test_no_two_grids_work_in_one_folder(stand_in, capsys):
 
 def test_the_folder_of_other_runs_is_refused_before_anything_begins(stand_in, capsys):
     """A config that differs from what is there is named field by field, and nothing is begun."""
-    (there,) = grid.plan(small_grid(seeds=(0,), variants=("merge1",)), CONFIG, [], ONE)
+    (there,) = plan(small_grid(seeds=(0,), variants=("merge1",)), CONFIG, [], ONE)
     run.claim_workdir(there.workdir, there.config)
     assert carry_out("--", "--config.train.epochs=7") == 1
     assert "train.epochs: 6 there, 7 here" in capsys.readouterr().err
@@ -237,14 +250,14 @@ def small_grid(**fields):
         ({"variants": ()}, "variants"),
         ({"variants": ("merge9",)}, "merge9"),
         ({"seeds": (1, 1)}, "seeds"),
-        ({"seeds": (-1,)}, "seed is an integer"),
+        ({"seeds": (-1,)}, "seed must be an integer"),
         ({"archs": ("resnet12",)}, "resnet12"),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_one_error(fields, message):
     """Before anything is begun."""
     with pytest.raises(UserError, match=re.escape(message)):
-        grid.plan(small_grid(**fields), CONFIG, [], ONE)
+        plan(small_grid(**fields), CONFIG, [], ONE)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +272,7 @@ def test_a_grid_that_cannot_be_run_is_one_error(fields, message):
 )
 def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
     """With status 2, and where to look."""
-    assert grid.main(["grid", *arguments]) == 2
+    assert command.main(["grid", *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert line.endswith("see python -m hiercls_jax grid --help")
@@ -271,11 +284,28 @@ def test_a_dry_run_shows_states_and_commands_that_main_accepts(stand_in, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 25
     assert not begun(stand_in)
-    planned = grid.plan(grid.compose("quick"), CONFIG, ["--config.train.epochs=2"], ONE)
+    planned = plan(grid.compose("quick"), CONFIG, ["--config.train.epochs=2"], ONE)
     for line, of in zip(lines, planned, strict=True):
         assert line.split()[:3] == ["to", "begin", "python"]
         assert of.config.train.epochs == 2
         assert str(of.workdir) in line
+
+
+def test_a_named_grid_needs_no_file(stand_in, capsys):
+    """`grid quick` plans the runs of `--config=configs/grid.py:quick`, and names their configs."""
+    arguments = ["--dry_run", "--config.variants=('merge1',)", "--", "--config.train.epochs=2"]
+    assert command.main(["grid", "quick", *arguments]) == 0
+    of_file = plan(
+        small_grid(variants=("merge1",)), CONFIG, ["--config.train.epochs=2"], Slots.of(None)
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(of_file) == 5
+    for seed, (line, other) in enumerate(zip(lines, of_file, strict=True)):
+        named = f"merge1:quick,arch=resnet11,seed={seed}"
+        words = shlex.split(line)[3:]
+        assert words == [*grid.PROGRAM, named, *other.command[len(grid.PROGRAM) + 1 :]]
+        assert command.read_config(words[len(grid.PROGRAM) :]).to_dict() == other.config.to_dict()
+    assert grid.named_grid("paper").to_dict() == grid.compose().to_dict()
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(stand_in):
@@ -286,17 +316,17 @@ def test_a_reader_that_has_seen_enough_is_no_error(stand_in):
 
 def test_runs_are_weighed_by_what_they_compute():
     """Separate computes as much as merge-0, that more than merge-3; seeds count alike."""
-    planned = grid.plan(small_grid(seeds=(0, 1)), CONFIG, [], ONE)
-    work = grid._work(planned)
-    of = {variant: work[f"resnet11 {variant} seed 1"] for variant in VARIANTS}
+    planned = plan(small_grid(seeds=(0, 1)), CONFIG, [], ONE)
+    by_name = work(planned)
+    of = {variant: by_name[f"resnet11 {variant} seed 1"] for variant in VARIANTS}
     assert of["separate"] == of["merge0"] > of["merge1"] > of["merge2"] > of["merge3"] > 0
-    longer = grid.plan(small_grid(), CONFIG, ["--config.train.epochs=12"], ONE)
-    assert grid._work(longer)["resnet11 merge1 seed 1"] == 2 * of["merge1"]
+    longer = plan(small_grid(), CONFIG, ["--config.train.epochs=12"], ONE)
+    assert work(longer)["resnet11 merge1 seed 1"] == 2 * of["merge1"]
 
 
 def test_the_papers_grid_has_both_networks_with_their_recipes():
     """Fifty runs, ResNet-164 at batch 128 and DenseNet-BC-100 at 64."""
-    planned = grid.plan(grid.compose(), CONFIG, [], ONE)
+    planned = plan(grid.compose(), CONFIG, [], ONE)
     assert len(planned) == len({r.workdir for r in planned}) == 50
     batches = {(r.config.model.arch, r.config.train.batch) for r in planned}
     assert batches == {("resnet164", 128), ("densenet100", 64)}
@@ -306,7 +336,7 @@ def test_how_far_a_run_is_comes_from_its_newest_whole_record(tmp_path):
     """Separate networks count half each; a line that is being written is not read."""
     config = experiment.compose("separate", "quick")  # 6 epochs
     config.workdir = str(tmp_path)
-    r = grid.Run("", config, [])
+    r = grid.PlannedRun("", config, [])
     assert r.share_done() == 0
     (tmp_path / "coarse").mkdir()
     lines = [json.dumps({"epoch": epoch}) for epoch in (1.0, 3.0)]
@@ -325,7 +355,7 @@ def test_real_runs_of_a_grid_finish(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(grid, "PROGRAM", (str(Path(__file__).parent / "small_run.py"),))
     paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     monkeypatch.setenv("PYTHONPATH", paths)
-    status = grid.main([
+    status = command.main([
         "grid", f"--config={CONFIG}:arch=toy4,dataset=folder,epochs=1,batch=8",
         f"--config.folder={tmp_path / 'runs'}", "--config.variants=('merge1',)",
         "--config.seeds=(0, 1)", "--jobs=2", "--", f"--config.data.dir={images}",
