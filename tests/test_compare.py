@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from made_up import page_data, rates
 from made_up_runs import write_run
 
 from hiercls_jax.commands import compare
+from hiercls_jax.errors import UserError
 from hiercls_jax.study import finished_runs, summary
 
 VARIANTS = ("separate", "merge1")
@@ -159,58 +161,80 @@ def test_latex_has_no_letter_that_it_does_not_know(compared):
                 assert line.count("&") == len(columns) - 1, (path.name, line)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "missing",
-        "cut",
-        "nan",
-        "not finished",
-        "results",
-        "seconds",
-        "no config",
-        "hierarchy",
-        "parents",
-    ],
-)
-def test_a_damaged_run_is_named_and_left_out(runs, tmp_path, capsys, damage):
-    """The other seed is compared; what was left out, and why, is one line."""
-    shutil.copytree(runs / "resnet20" / "merge1", tmp_path / "runs")
-    bad = tmp_path / "runs" / "seed-1"
-    if damage == "missing":
-        (bad / "predictions.npz").unlink()
-    elif damage == "cut":
-        (bad / "predictions.npz").write_bytes((bad / "predictions.npz").read_bytes()[:9999])
-    elif damage == "nan":
-        with np.load(bad / "predictions.npz") as file:
-            arrays = {k: a.copy() for k, a in file.items()}
-        arrays["test/p_fine"][3, 4] = np.nan
-        np.savez(bad / "predictions.npz", **arrays)
-    elif damage == "not finished":
-        text = (bad / "results.json").read_text()
-        (bad / "results.json").write_text(text.replace('"finished": true', '"finished": false'))
-    elif damage in ("seconds", "no config"):
-        results = json.loads((bad / "results.json").read_text())
-        if damage == "seconds":
-            results["seconds"]["training"] = None
-        else:
-            del results["config"]
-        (bad / "results.json").write_text(json.dumps(results))
-    elif damage == "hierarchy":
-        (bad / "hierarchy.json").write_text("[")
-    elif damage == "parents":
-        with np.load(bad / "predictions.npz") as file:
-            arrays = {k: a.copy() for k, a in file.items()}
-        arrays["validation/labels_coarse"][7] ^= 1
-        np.savez(bad / "predictions.npz", **arrays)
-    else:
-        (bad / "results.json").write_text('{"fini')
+def edit(path, change):
+    """Change the text of a file."""
+    path.write_text(change(path.read_text()))
+
+
+def change_array(folder, name, place, value):
+    """Change one entry of one array of a run's predictions."""
+    with np.load(folder / "predictions.npz") as file:
+        arrays = {k: a.copy() for k, a in file.items()}
+    arrays[name][place] = value
+    np.savez(folder / "predictions.npz", **arrays)
+
+
+def change_results(folder, change):
+    """Change the parsed results of a run in place."""
+    results = json.loads((folder / "results.json").read_text())
+    change(results)
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+DAMAGES = {
+    "missing": lambda f: (f / "predictions.npz").unlink(),
+    "cut": lambda f: (f / "predictions.npz").write_bytes(
+        (f / "predictions.npz").read_bytes()[:9999]
+    ),
+    "nan": lambda f: change_array(f, "test/p_fine", (3, 4), np.nan),
+    "not finished": lambda f: edit(
+        f / "results.json", lambda text: text.replace('"finished": true', '"finished": false')
+    ),
+    "results": lambda f: (f / "results.json").write_text('{"fini'),
+    "seconds": lambda f: change_results(f, lambda r: r["seconds"].update(training=None)),
+    "no config": lambda f: change_results(f, lambda r: r.pop("config")),
+    "hierarchy": lambda f: (f / "hierarchy.json").write_text("["),
+    # Fine class 0 has the coarse class 4, fine class 1 another.
+    "parents": lambda f: change_array(f, "validation/labels_coarse", slice(None), 4),
+}
+
+
+def test_damaged_runs_are_named_and_left_out(runs, tmp_path, capsys):
+    """The healthy seed is compared; each run that was left out, and why, is one line."""
+    merge1 = runs / "resnet20" / "merge1"
+    shutil.copytree(merge1 / "seed-0", tmp_path / "runs" / "seed-0")
+    for name, damage in DAMAGES.items():
+        bad = tmp_path / "runs" / f"seed-1, {name}"
+        shutil.copytree(merge1 / "seed-1", bad)
+        damage(bad)
     assert compare.main(["compare", str(tmp_path / "runs")]) == 0
     out, err = capsys.readouterr()
-    (line,) = err.strip().splitlines()
-    assert line.startswith("left out: ")
-    assert str(bad) in line
+    lines = err.strip().splitlines()
+    assert len(lines) == len(DAMAGES)
+    for name in DAMAGES:
+        (line,) = [line for line in lines if str(tmp_path / "runs" / f"seed-1, {name}") in line]
+        assert line.startswith("left out: ")
     assert "resnet20 merge1: seeds 0\n" in out
+
+
+def test_runs_of_different_rules_are_refused(runs, tmp_path):
+    """One comparison has one rule of adaptation; the error names both."""
+    for variant, rule in (("merge1", "kl"), ("separate", "bottom_up")):
+        shutil.copytree(runs / "resnet20" / variant / "seed-0", tmp_path / variant)
+        change_results(tmp_path / variant, lambda r, rule=rule: r["config"].update(
+            {"adapt.rule": rule}))  # fmt: skip
+    found = finished_runs.find_runs(tmp_path, pytest.fail)
+    cells = []
+    with pytest.raises(UserError, match="different rules .*: bottom_up, kl"):
+        finished_runs.summarise_runs(found, cells.append)
+    assert [cell.rule for cell in cells] == ["kl"]
+    assert cells[0].wrong["averaged"][1].shape[-1] == 201
+    bottom_up = dataclasses.replace(found, cells={
+        key: by_seed for key, by_seed in found.cells.items() if key[1] == "separate"})  # fmt: skip
+    whole = finished_runs.summarise_runs(bottom_up, cells.append)
+    assert whole.alphas[-1] == 1  # that rule goes no further
+    summary.save(tmp_path / "summary.npz", whole)
+    assert summary.load(tmp_path / "summary.npz").cells["resnet20", "separate"].rule == "bottom_up"
 
 
 def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):
@@ -232,7 +256,7 @@ def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):
     text = (changed / "results.json").read_text()
     (changed / "results.json").write_text(text.replace('"train.epochs": 20', '"train.epochs": 7'))
     assert "train.epochs differ" in error(tmp_path / "other")
-    assert "is there twice" in error(compared / "summary.npz", runs)
+    assert "is there twice" in error(compared / "summary.npz", one)
     assert not (tmp_path / "out").exists()
 
 
@@ -259,11 +283,11 @@ def test_ctrl_c_says_where_and_how_to_go_on(runs, tmp_path, monkeypatch, capsys,
 
 def test_a_grid_in_parts_compares_like_a_whole_one(runs, compared, tmp_path):
     """One variant's summary and the other's runs give the same files."""
-    first = tmp_path / "first"
-    shutil.copytree(runs / "resnet20" / "merge1", first)
-    assert compare.main(["compare", str(first)]) == 0
+    whole, first = summary.load(compared / "summary.npz"), tmp_path / "first.npz"
+    merge1 = {key: cell for key, cell in whole.cells.items() if key[1] == "merge1"}
+    summary.save(first, dataclasses.replace(whole, cells=merge1))
     rest = runs / "resnet20" / "separate"
-    status = compare.main(["compare", str(first / "summary.npz"), str(rest), f"--out={tmp_path}"])
+    status = compare.main(["compare", str(first), str(rest), f"--out={tmp_path}"])
     assert status == 0
     for name in ("errors.csv", "tests.csv", "ledger.csv", "error_against_alpha-resnet20.svg"):
         assert (tmp_path / name).read_bytes() == (compared / name).read_bytes(), name
@@ -280,8 +304,9 @@ def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
     assert line.endswith("see python -m hiercls_jax compare --help")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(compared, tmp_path):
-    """`compare … | head -1` is ended by `__main__`, which says nothing of a broken pipe."""
+def test_a_reader_that_has_seen_enough_is_no_error(compared, tmp_path, monkeypatch):
+    """`compare … | head -1` is ended by `__main__`, which says nothing about a broken pipe."""
+    monkeypatch.setattr(compare.comparison, "write", lambda *_: [])  # which takes seconds
     command = ["compare", str(compared / "summary.npz"), f"--out={tmp_path}"]
     with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):
         compare.main(command)

@@ -1,4 +1,4 @@
-"""What a comparison needs of the runs' predictions, and nothing else, is in `summary.npz`."""
+"""`summary.npz` holds what a comparison needs of the runs' predictions, and nothing else."""
 
 import dataclasses
 import json
@@ -35,6 +35,12 @@ def runs():
 @pytest.fixture(scope="module")
 def cell(runs):
     return summary.summarise("resnet20", "merge1", runs, CIFAR, {"train.epochs": 8}, COSTS)
+
+
+@pytest.fixture(scope="module")
+def cell_without_validation(runs):
+    tests = {seed: {"test": splits["test"]} for seed, splits in runs.items()}
+    return summary.summarise("resnet20", "merge1", tests, CIFAR, {}, COSTS)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def test_every_ensemble_of_each_size_is_counted(cell):
         np.testing.assert_array_equal(counts, cell.wrong["averaged"][size])
 
 
-def test_flavours_differ_as_they_should(cell):
+def test_methods_differ_as_they_should(cell):
     """Of one network, adapted first is the same; of two it is so at the coarse level alone."""
     averaged, first = cell.wrong["averaged"], cell.wrong["adapted_first"]
     np.testing.assert_array_equal(averaged[1], first[1])
@@ -87,10 +93,9 @@ def test_flavours_differ_as_they_should(cell):
     assert (averaged[1] != calibrated[1]).any()
 
 
-def test_without_validation_alpha_is_1_and_nothing_is_calibrated(runs):
-    """As the paper's own comparison has it."""
-    tests = {seed: {"test": splits["test"]} for seed, splits in runs.items()}
-    cell = summary.summarise("resnet20", "merge1", tests, CIFAR, {}, COSTS)
+def test_without_validation_alpha_is_1_and_nothing_is_calibrated(cell_without_validation):
+    """As in the paper's own comparison."""
+    cell = cell_without_validation
     assert (ALPHAS[cell.tuned["averaged"][2]] == 1).all()
     assert cell.validation.shape == (0, 2, len(ALPHAS))
     assert "calibrated" not in cell.wrong
@@ -145,10 +150,9 @@ def _same(before, after):
         np.testing.assert_array_equal(before, after)
 
 
-def test_no_flavour_is_lost_in_the_file(runs, tmp_path):
+def test_methods_survive_the_file(runs, cell_without_validation, tmp_path):
     """A cell without calibration is read without it."""
-    tests = {seed: {"test": splits["test"]} for seed, splits in runs.items()}
-    cell = summary.summarise("resnet20", "merge1", tests, CIFAR, {}, COSTS)
+    cell = cell_without_validation
     labels = runs[0]["test"].labels["fine"]
     summary.save(tmp_path / "a.npz", Summary(CIFAR, labels, ALPHAS, {("resnet20", "merge1"): cell}))
     found = summary.load(tmp_path / "a.npz").cells["resnet20", "merge1"]

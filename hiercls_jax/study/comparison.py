@@ -111,13 +111,13 @@ def errors(summary: Summary) -> Table:
     alphas, images = summary.alphas, len(summary.labels)
     largest = float(alphas[-1])
 
-    def error(cell: Cell, size: int, level: int, flavour: str, alpha: float | None) -> typeset.Cell:
+    def error(cell: Cell, size: int, level: int, method: str, alpha: float | None) -> typeset.Cell:
         """Mean and deviation over ensembles, at an alpha; if it is None, each at its tuned one."""
-        if flavour not in cell.wrong:
+        if method not in cell.wrong:
             return None
-        wrong = cell.wrong[flavour][size]
+        wrong = cell.wrong[method][size]
         if alpha is None:
-            chosen = cell.tuned[flavour][size].astype(int)
+            chosen = cell.tuned[method][size].astype(int)
         else:
             chosen = np.full(len(wrong), index(alphas, alpha))
         return _spread(100 / images * wrong[np.arange(len(wrong)), level, chosen])
@@ -308,11 +308,11 @@ def _draw_curves(path: Path, summary: Summary, arch: str) -> None:
     images, cells = len(summary.labels), _cells_of(summary, arch)
     in_order = sorted(cells, key=lambda cell: list(VARIANTS).index(cell.variant))
 
-    def errors(flavour: str) -> dict[int, dict[str, dict[str, np.ndarray]]]:
+    def errors(method: str) -> dict[int, dict[str, dict[str, np.ndarray]]]:
         return {
             size: {
                 name: {
-                    NAMES[cell.variant]: 100 / images * cell.wrong[flavour][size][:, level]
+                    NAMES[cell.variant]: 100 / images * cell.wrong[method][size][:, level]
                     for cell in in_order
                     if size in cell.right
                 }
