@@ -1,4 +1,4 @@
-"""Made-up predictions that know the labels a little, and what a page says about itself."""
+"""Made-up predictions that are better than chance, and readers of the data in a page."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ THREE = Hierarchy(
 
 
 def predictions(hierarchy: Hierarchy, count: int, seed: int = 0) -> Predictions:
-    """Softmax of noise, with some preference for the labels."""
+    """Return a softmax of noise that prefers the labels a little."""
     rng = np.random.default_rng(seed)
     labels = hierarchy.labels(rng.integers(0, hierarchy.num_leaves, count))
     probs = {}
@@ -35,17 +35,17 @@ def predictions(hierarchy: Hierarchy, count: int, seed: int = 0) -> Predictions:
 
 
 def page_data(text: str) -> dict:
-    """What a page embeds, as the browser reads it."""
+    """Return the data that a page embeds, as the browser reads it."""
     (data,) = DATA.findall(text)
     return json.loads(data)
 
 
 def unpacked(packed: dict, *shape: int) -> np.ndarray:
-    """An embedded array."""
+    """Return an embedded array."""
     return np.frombuffer(base64.b64decode(packed["bytes"]), f"<{packed['type']}").reshape(shape)
 
 
-def rates(data) -> np.ndarray:
-    """Errors `[levels, positions]`, as the browser adds them up."""
+def rates(data: dict) -> np.ndarray:
+    """Return error rates `[levels, positions]`, as the browser adds them up."""
     shape = len(data["levels"]), len(data["totals"]), len(data["alphas"])
     return unpacked(data["wrong"], *shape).sum(axis=1) / sum(data["totals"])

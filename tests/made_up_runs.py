@@ -1,6 +1,7 @@
-"""Finished runs with made-up predictions, for tests of what compares them."""
+"""Finished runs with made-up predictions, for tests of comparisons."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -18,12 +19,14 @@ COSTS = {"training": 60.0, "training_cpu": 60.0, "test_prediction": 2.0, "test_a
 def made_up(
     hierarchy: Hierarchy, images: int, seed: int, data: int, skill: float = 3.0
 ) -> Predictions:
-    """Predictions of two levels that know something of the labels, each with its own noise.
+    """Return predictions that are better than chance, with independent noise at each level.
 
     Args:
+      hierarchy: two levels.
+      images: how many.
       seed: of the network's noise.
-      data: of the labels and of what is hard about each image, the same for all networks.
-      skill: logit of the label above the others.
+      data: seed of the labels and of the noise of each image, which all networks share.
+      skill: how far the label's logit is above the others.
     """
     of_data, of_network = np.random.default_rng(data), np.random.default_rng([data, seed])
     labels = hierarchy.labels(of_data.integers(hierarchy.sizes[-1], size=images))
@@ -39,8 +42,10 @@ def made_up(
     )
 
 
-def write_run(folder, variant: str, seed: int, images: int = 300, validation: int = 200, **costs):
-    """Write what a finished run of CIFAR-100 leaves, as far as a comparison reads it."""
+def write_run(
+    folder: Path, variant: str, seed: int, images: int = 300, validation: int = 200, **costs: float
+) -> None:
+    """Write those files of a finished run of CIFAR-100 that a comparison reads."""
     hierarchy, config = cifar100(), experiment.compose(variant, f"cpu,seed={seed}")
     network = 10 * list(VARIANTS).index(variant) + seed
     splits = {

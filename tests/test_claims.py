@@ -1,7 +1,7 @@
-"""Each claim's verdict, on error curves that are built to make it hold, fail, and stay undecided.
+"""Each claim's verdict on error curves that make it hold, fail, or stay undecided.
 
-An image is right from |alpha - best| < (u - base) / slope on, u being its difficulty: the share of
-wrong images is base + slope · |alpha - best|, exactly, for any base, slope and best.
+An image of difficulty u is right if |alpha - best| < (u - base) / slope. So the share of wrong
+images is exactly base + slope · |alpha - best|, for any base, slope and best.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ IMAGES, SEEDS = 1000, 5
 U = (np.random.default_rng(0).permutation(IMAGES) + 0.5) / IMAGES
 OTHER = (np.random.default_rng(1).permutation(IMAGES) + 0.5) / IMAGES
 
-# Of single networks and of ensembles of 4 (2 lies between): base and slope in percent, of coarse
-# and fine. A best alpha that is a pair is that of every other image.
+# Settings of single networks and of ensembles of 2 and 4: base and slope in percent, for coarse and
+# fine. If a best alpha is a pair, the images take turns.
 ONE = {"base": [40, 50], "slope": [8, 8], "best": [1.1, 0.9], "other": False}
 FOUR = {"base": [35, 45], "slope": [4, 2], "best": [1.2, 0.8], "other": False}
 BASES = {"separate": 0, "merge0": 0, "merge1": -2, "merge2": -2, "merge3": 1}
@@ -35,7 +35,7 @@ BASES = {"separate": 0, "merge0": 0, "merge1": -2, "merge2": -2, "merge3": 1}
 
 @cache
 def right_and_wrong(base, slope, best, other):
-    """The alphas at which each image is right, uint8 [N, 2], and images that are wrong, [A]."""
+    """Return the alphas at which each image is right, and the counts of wrong images."""
     best = np.resize(best, IMAGES)
     reach = (100 * (OTHER if other else U) - base) / max(slope, 1e-9)
     within = np.abs(ALPHAS - best[:, None]) < reach[:, None]
@@ -46,12 +46,13 @@ def right_and_wrong(base, slope, best, other):
 
 
 def build(change=None, seeds=range(SEEDS), arch="resnet20", shift=0) -> Summary:
-    """A summary of all variants in which every claim holds, but for what `change` changes.
+    """Return a summary of all variants in which every claim holds unless `change` breaks it.
 
     Args:
       change: called with each network's settings (a dict of variant, size, `base`, …, `costs`).
-      seeds: for which it is called; ensembles are changed if seed 0 is.
-      shift: of all bases.
+      seeds: of the networks for which it is called; for ensembles it is called if 0 is among them.
+      arch: name of the network.
+      shift: added to all bases.
     """
     cells = {}
     for order, variant in enumerate(VARIANTS):
@@ -96,26 +97,26 @@ def _few_resamples(monkeypatch):
 
 
 def judge(summary: Summary, arch: str = "resnet20") -> list[deciding.Verdict]:
-    """The verdict on each claim about one network."""
+    """Return the verdict on each claim about one network."""
     curves = ErrorCurves(summary)
     return [deciding.decide(claim, curves) for claim in claims.claims(Network(curves, arch))]
 
 
 @cache
 def judged_true(arch: str) -> list[deciding.Verdict]:
-    """The verdicts on data that make every claim hold."""
+    """Return the verdicts on data that make every claim hold."""
     return judge(build(arch=arch), arch)
 
 
 def verdict(text: str, summary: Summary) -> deciding.Verdict:
-    """The verdict on the claim that begins with some words."""
+    """Return the verdict on the claim that begins with `text`."""
     curves = ErrorCurves(summary)
     (claim,) = [c for c in claims.claims(Network(curves, "resnet20")) if c.text.startswith(text)]
     return deciding.decide(claim, curves)
 
 
 def change(variants, size=1, **values):
-    """Set some settings of some variants; `base=[3, 3]` is added to what is there."""
+    """Return a `change` that sets values of some variants; `base=[3, 3]` is added to the base."""
 
     def apply(settings):
         if settings["variant"] in variants and (settings["size"] == 1) == (size == 1):
@@ -131,14 +132,15 @@ def change(variants, size=1, **values):
 
 
 def test_all_hold_where_all_are_true():
-    """The data that the cases below start from makes every claim of one network hold."""
+    """On the data that the cases below start from, every claim about one network holds."""
     found = judged_true("resnet20")
     assert {v.claim.text: v.verdict for v in found if v.verdict != HOLDS} == {}
     assert len(found) == 22
 
 
 ALL = VARIANTS
-# What makes each claim false. In all seeds it fails; in every other seed nothing is decided.
+# A change that makes each claim false. In all seeds the claim fails; in every other seed nothing is
+# decided.
 FALSE = {
     "Adaptation at α = 1 lowers the coarse": change(["merge1"], best=(0, 0.9)),
     "Adaptation at α = 1 lowers the fine": change(["merge3"], best=(1.1, 0)),
@@ -162,12 +164,12 @@ FALSE = {
 
 @pytest.mark.parametrize("text", FALSE)
 def test_a_claim_about_networks_fails_or_stays_open_by_seeds(text):
-    """False in all seeds it fails; false in every other one, seeds do not decide."""
+    """If it is false in all seeds it fails; if in every other one, it stays open."""
     assert verdict(text, build(FALSE[text])).verdict == FAILS
     assert verdict(text, build(FALSE[text], seeds=(1, 3))).verdict == UNDECIDED
 
 
-# Of ensembles: what makes the claim false, and what leaves it to chance which images are tested.
+# Of ensembles: a change that makes the claim false, and one that leaves it to the choice of images.
 OF_ENSEMBLES = {
     "That distance from 1 grows": (
         change(ALL, 4, best=(1.0, 1.0)),
@@ -194,7 +196,7 @@ OF_ENSEMBLES = {
 
 @pytest.mark.parametrize("text", OF_ENSEMBLES)
 def test_a_claim_about_ensembles_fails_or_stays_open_by_images(text):
-    """False for all images it fails; with as many for it as against it nothing is decided."""
+    """If it is false for all images it fails; if for half of them, it stays open."""
     false, open_ = OF_ENSEMBLES[text]
     assert verdict(text, build(false)).verdict == FAILS
     found = verdict(text, build(open_))
@@ -204,7 +206,7 @@ def test_a_claim_about_ensembles_fails_or_stays_open_by_images(text):
 
 
 def test_a_claim_without_its_runs_is_not_run():
-    """Without merge-3, or with one seed where ensembles of four are needed."""
+    """Without merge-3, or without the ensembles that it needs."""
     summary = build()
     del summary.cells["resnet20", "merge3"]
     assert verdict("merge-1 and merge-2 are better than merge-3", summary).verdict == NOT_RUN
@@ -216,7 +218,7 @@ def test_a_claim_without_its_runs_is_not_run():
 
 
 def test_a_claim_without_some_of_its_runs_fails_but_does_not_hold():
-    """Where merge-2 is missing merge-1 may contradict the paper, but not be right for both."""
+    """If merge-2 is missing, merge-1 alone may contradict the paper, but not confirm it."""
     text = "merge-1 and merge-2 are better than separate"
     for changed, expected in ((None, UNDECIDED), (FALSE[text], FAILS)):
         summary = build(changed)
@@ -226,7 +228,7 @@ def test_a_claim_without_some_of_its_runs_fails_but_does_not_hold():
 
 
 def test_without_a_common_seed_nothing_is_decided():
-    """Pairs are of the same seed; two variants that share none have no test over seeds."""
+    """Two variants without a common seed have no pairs, and so no test over seeds."""
     summary = build()
     cell = summary.cells["resnet20", "merge2"]
     summary.cells["resnet20", "merge2"] = dataclasses.replace(cell, seeds=(5, 6, 7, 8, 9))
@@ -242,7 +244,7 @@ def test_without_a_common_seed_nothing_is_decided():
 
 
 def test_the_best_alpha_is_chosen_on_validation():
-    """Steps are from there: right for the images that chose it, they may fail on those of test."""
+    """Steps start from the alpha that validation images chose; test images prefer another."""
     summary = build()
     key, at = ("resnet20", "merge1"), curves.index(ALPHAS, 0.6)
     validation = np.full((SEEDS, 2, len(ALPHAS)), 50)
@@ -258,7 +260,7 @@ def test_the_best_alpha_is_chosen_on_validation():
 
 
 def judged(expects, mean, half, p, holm, margin=0.5):
-    """The verdict on an interval of mean ± half, 90 % of it 0.8 as wide."""
+    """Return the verdict on a 95 % interval of mean ± half; the 90 % interval is 0.8 as wide."""
     test = deciding.Test("", expects, (), margin=margin)
     ends = (mean - half, mean + half, mean - 0.8 * half, mean + 0.8 * half)
     return deciding.judge(test, significance.Evidence(mean, *ends, p), holm)
@@ -288,7 +290,7 @@ def judged(expects, mean, half, p, holm, margin=0.5):
     ],
 )
 def test_the_verdict_on_an_interval(expects, evidence, expected):
-    """By mean, half of the 95 % interval, p, and p after Holm's correction; the margin is 0.5."""
+    """Evidence: mean, half of the 95 % interval, p, p after Holm's correction; margin 0.5."""
     assert judged(expects, *evidence) == expected
 
 
@@ -304,7 +306,7 @@ def test_a_claim_of_no_difference_is_corrected_for_its_tests():
 
 
 def test_pairs_are_the_seeds_that_both_have():
-    """Of seeds 0 to 4 and 2 to 6, three differences; their values are those of the same seeds."""
+    """Seeds 0 to 4 and 2 to 6 give three differences, each between networks of the same seed."""
     summary = build(change(["merge1", "merge2"], base=[0, 3]), seeds=(2,))
     cell = summary.cells["resnet20", "merge2"]
     shifted = dataclasses.replace(cell, seeds=(2, 3, 4, 5, 6))
@@ -319,7 +321,7 @@ def test_pairs_are_the_seeds_that_both_have():
 
 
 def test_resampled_curves_are_those_of_the_images_drawn():
-    """Against the counts of the images of a resample, one by one; their mean is the curve's."""
+    """They equal counts over the images of a resample; their mean is near the full curve."""
     study, key = ErrorCurves(build()), ("resnet20", "merge1")
     weights = significance.resample_weights(IMAGES)
     of_right = study.cells[key].right[4][:, 1]
@@ -333,14 +335,14 @@ def test_resampled_curves_are_those_of_the_images_drawn():
 
 
 def test_mcnemar_counts_seeds_in_which_images_differ():
-    """Of five seeds, those two whose error at alpha 1 is far from that at 0."""
+    """Two of five seeds have an error at alpha 1 far from that at 0."""
     summary = build(change(ALL, slope=(0.1, 0.1)), seeds=(0, 1, 2))
     found = verdict("Adaptation at α = 1 lowers the coarse", summary)
     assert {r.mcnemar for r in found.results} == {(2, 5)}
 
 
 def test_the_optimum_of_a_flat_bottom_is_its_middle():
-    """Ties count alike, on any leading axes."""
+    """Ties count alike, for any leading axes."""
     errors = np.array([[3, 1, 1, 1, 2], [1, 2, 3, 4, 1]])
     assert curves.optimum(errors, np.arange(5.0)).tolist() == [2, 2]
 
@@ -349,7 +351,7 @@ def test_the_optimum_of_a_flat_bottom_is_its_middle():
     ("shift", "expected"), [(-3, HOLDS), (3, FAILS), (None, NOT_RUN)], ids=["better", "worse", "-"]
 )
 def test_two_networks_beside_each_other(shift, expected):
-    """DenseNet is better or worse by three points; results that are the same are consistent."""
+    """DenseNet is better or worse by three points; equal verdicts are consistent."""
     summary, by_arch = build(), {"resnet20": judged_true("resnet20")}
     if shift is not None:
         summary.cells.update(build(arch="densenet40", shift=shift).cells)
@@ -388,7 +390,7 @@ def test_contradicting_networks_are_not_consistent():
 
 
 def test_what_neither_network_decides_is_no_agreement():
-    """Nor is a claim that neither was run for, where all others agree, a disagreement."""
+    """If neither network was run for a claim, that is no disagreement."""
     true, undecided, not_run = replaced("±0.1 from the best α", HOLDS, UNDECIDED, NOT_RUN)
     assert agreement(true, undecided) == agreement(undecided, undecided) == UNDECIDED
     assert agreement(not_run, not_run) == HOLDS

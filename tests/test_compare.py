@@ -1,4 +1,4 @@
-"""From runs to a summary, and from the summary alone to the same figures and tables again."""
+"""From runs to a summary, and from the summary alone to the same figures and tables."""
 
 import contextlib
 import csv
@@ -15,7 +15,7 @@ from made_up_runs import write_run
 
 from hiercls_jax.commands import compare
 from hiercls_jax.errors import UserError
-from hiercls_jax.study import finished_runs, summary
+from hiercls_jax.study import claims, finished_runs, summary
 
 VARIANTS = ("separate", "merge1")
 # Columns of CSV files that have words.
@@ -36,14 +36,14 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(runs, tmp_path_factory):
-    """What the command makes of them."""
+    """The folder that the command wrote."""
     out = tmp_path_factory.mktemp("out") / "all"
     assert compare.main(["compare", str(runs), f"--out={out}"]) == 0
     return out
 
 
 def test_the_summary_alone_gives_every_file_again_byte_for_byte(compared, tmp_path):
-    """Figures and tables; the summary itself is not touched."""
+    """The figures and the tables; the summary itself is not written again."""
     assert compare.main(["compare", str(compared / "summary.npz"), f"--out={tmp_path}"]) == 0
     names = {path.name for path in compared.iterdir() if path.suffix != ".html"}
     assert names - {"summary.npz"} == {path.name for path in tmp_path.iterdir()}
@@ -53,8 +53,8 @@ def test_the_summary_alone_gives_every_file_again_byte_for_byte(compared, tmp_pa
         assert path.read_bytes() == (compared / path.name).read_bytes(), path.name
 
 
-def test_each_variant_whose_runs_are_there_has_the_page_of_its_ensemble(runs, compared):
-    """Of the mean of both seeds' probabilities: its errors are those of the pair in the summary.
+def test_each_variant_with_runs_has_a_page_of_its_ensemble(runs, compared):
+    """It shows the mean of both seeds' probabilities: the errors of the pair in the summary.
 
     Its record has the command that made it, the config, the versions and the commit.
     """
@@ -79,7 +79,7 @@ def table(folder, name) -> list[dict]:
 
 
 def test_errors_are_means_over_ensembles_of_the_summarys_counts(compared):
-    """Two single networks and one pair; with standard deviations where there are several."""
+    """Two single networks and one pair; standard deviations if there are several."""
     cell = summary.load(compared / "summary.npz").cells["resnet20", "merge1"]
     rows = [r for r in table(compared, "errors") if r["variant"] == "merge-1"]
     assert [(r["ensemble"], r["level"]) for r in rows] == [
@@ -102,8 +102,8 @@ def test_costs_are_those_of_the_records_and_the_networks(compared):
     assert float(separate["ms per test image"]) == pytest.approx(2000 / 300, abs=0.001)
 
 
-def test_the_ledger_has_every_claim_and_what_was_not_run(compared):
-    """Two variants and two seeds decide what they can; the rest says that it was not run."""
+def test_the_ledger_has_every_claim_also_those_without_runs(compared):
+    """Two variants and two seeds decide some claims; the others are `not run`."""
     rows = {row["claim"]: row for row in table(compared, "ledger")}
     assert len(rows) == 24
     assert rows["merge-1 and merge-2 do not differ at α = 1"]["verdict"] == "not run"
@@ -150,8 +150,8 @@ def test_markdown_has_all_tables_and_figures_that_exist(compared):
         assert row["another's sums, random groups"] in text
 
 
-def test_latex_has_no_letter_that_it_does_not_know(compared):
-    """Plain ASCII, as many columns in every row as the table declares."""
+def test_latex_is_plain_ascii(compared):
+    """Every row has as many columns as the table declares."""
     for path in compared.glob("*.tex"):
         text = path.read_text(encoding="ascii")
         columns = re.search(r"begin\{tabular\}\{(\w+)\}", text)[1]
@@ -232,13 +232,15 @@ def test_runs_of_different_rules_are_refused(runs, tmp_path):
     bottom_up = dataclasses.replace(found, cells={
         key: by_seed for key, by_seed in found.cells.items() if key[1] == "separate"})  # fmt: skip
     whole = finished_runs.summarise_runs(bottom_up, cells.append)
-    assert whole.alphas[-1] == 1  # that rule goes no further
+    assert whole.alphas[-1] == 1  # that rule goes no further, so two claims cannot be tested
+    above_1 = [v for _, v in claims.judge(whole) if v.claim.text.startswith("For coarse")]
+    assert [(v.verdict, v.claim.tests) for v in above_1] == [("not run", ())] * 2
     summary.save(tmp_path / "summary.npz", whole)
     assert summary.load(tmp_path / "summary.npz").cells["resnet20", "separate"].rule == "bottom_up"
 
 
 def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):
-    """No runs, a run or a cell that is there twice, and seeds of different configs."""
+    """No runs, the same run or cell twice, or seeds with different configs."""
     one = runs / "resnet20" / "merge1" / "seed-0"
 
     def error(*arguments) -> str:
@@ -268,7 +270,7 @@ def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):
     ],
 )
 def test_ctrl_c_says_where_and_how_to_go_on(runs, tmp_path, monkeypatch, capsys, at, line):
-    """In one line, with status 130."""
+    """One line, with status 130."""
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -282,7 +284,7 @@ def test_ctrl_c_says_where_and_how_to_go_on(runs, tmp_path, monkeypatch, capsys,
 
 
 def test_a_grid_in_parts_compares_like_a_whole_one(runs, compared, tmp_path):
-    """One variant's summary and the other's runs give the same files."""
+    """The summary of one variant and the runs of the other give the same files."""
     whole, first = summary.load(compared / "summary.npz"), tmp_path / "first.npz"
     merge1 = {key: cell for key, cell in whole.cells.items() if key[1] == "merge1"}
     summary.save(first, dataclasses.replace(whole, cells=merge1))
@@ -297,7 +299,7 @@ def test_a_grid_in_parts_compares_like_a_whole_one(runs, compared, tmp_path):
     ("arguments", "message"), [([], "nothing to compare"), (["--nonsense=1"], "nonsense")]
 )
 def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
-    """With status 2, and where to look."""
+    """Its status is 2, and it says where to look."""
     assert compare.main(["compare", *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
@@ -305,7 +307,7 @@ def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(compared, tmp_path, monkeypatch):
-    """`compare … | head -1` is ended by `__main__`, which says nothing about a broken pipe."""
+    """`__main__` ends `compare … | head -1` without a word about the broken pipe."""
     monkeypatch.setattr(compare.comparison, "write", lambda *_: [])  # which takes seconds
     command = ["compare", str(compared / "summary.npz"), f"--out={tmp_path}"]
     with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""Ensembles: which sets there are, how they are averaged, and where each image is right."""
+"""Ensembles: their members, their averages, and the alphas at which each image is right."""
 
 import math
 
@@ -26,14 +26,14 @@ def networks():
 
 @pytest.mark.parametrize(("count", "size"), [(5, 1), (5, 2), (5, 4), (5, 5), (3, 4)])
 def test_every_set_is_there_once(count, size):
-    """There are binomially many, each of different instances."""
+    """There are (count choose size) sets, each of different instances."""
     sets = ensembles.members(count, size)
     assert len(sets) == len({frozenset(s) for s in sets}) == math.comb(count, size)
     assert all(len(set(s)) == size for s in sets)
 
 
-def test_the_coarse_level_does_not_ask_when_it_is_averaged(networks):
-    """Coarse scores agree to float32 rounding before and after; the fine ones do not."""
+def test_the_coarse_level_is_the_same_in_both_orders(networks):
+    """In both, coarse scores agree to float32 rounding; fine ones do not."""
     before = ensembles.scores(ensembles.average(networks), CIFAR)
     after = ensembles.average_scores([ensembles.scores(n, CIFAR) for n in networks])
     np.testing.assert_allclose(before.target[0], after.target[0], atol=2e-7)
@@ -48,8 +48,8 @@ def test_an_ensemble_of_copies_is_the_network(networks):
         np.testing.assert_array_equal(same.probs[level], p)
 
 
-def test_an_image_is_right_where_its_adapted_argmax_is(networks):
-    """At every alpha of the grid, against the argmax of the interpolated scores in float64."""
+def test_an_image_is_right_at_the_alphas_whose_argmax_is_its_label(networks):
+    """Compared with the argmax of scores in float64, at every alpha of the grid."""
     scores = ensembles.scores(networks[0], CIFAR)
     right = ensembles.right_alphas(scores, ALPHAS)
     for level in range(2):
@@ -63,16 +63,16 @@ def test_an_image_is_right_where_its_adapted_argmax_is(networks):
     assert 0 < np.mean(right[..., 1] == 0) < 1
 
 
-def test_what_is_never_right_has_no_alphas():
-    """A label whose interval is empty, or lies between two alphas of the grid, is (0, 0)."""
+def test_a_sample_that_is_never_right_has_no_alphas():
+    """If its interval is empty, or lies between two alphas of the grid, it is (0, 0)."""
     original = np.float32([[0.2, 0.8, 0], [0.4, 0.6, 0]])
     target = np.float32([[0.2, 0.8, 0], [0.39, 0, 0.61]])
     scores = Scores([original], [target], [np.array([0, 0])])
     assert ensembles.right_alphas(scores, np.array([0, 1.0, 2.0])).tolist() == [[[0, 0], [0, 0]]]
 
 
-def test_counts_are_those_of_the_runs_of_alphas():
-    """Counted image by image and alpha by alpha, for any leading axes."""
+def test_counts_follow_from_the_intervals():
+    """They equal a count image by image and alpha by alpha, for any leading axes."""
     rng = np.random.default_rng(3)
     right = np.sort(rng.integers(0, 8, size=(2, 3, 40, 2)), axis=-1)
     columns = np.arange(7)
@@ -93,7 +93,7 @@ def test_calibration_fits_validation_and_keeps_the_order_of_classes(networks):
 
 
 def test_alpha_is_the_exact_choice_to_two_decimals():
-    """On data whose best alphas are one interval, the index is that of its midpoint."""
+    """If the best alphas are one interval, the index is that of its midpoint."""
     original = np.float32([[0.6, 0.4], [0.6, 0.4]])
     target = np.float32([[0.4, 0.6], [0.4, 0.6]])
     scores = Scores([original], [target], [np.array([1, 1])])
@@ -102,7 +102,7 @@ def test_alpha_is_the_exact_choice_to_two_decimals():
 
 
 def test_three_levels():
-    """Scores and counts have a level for each of the hierarchy, up to its own largest alpha."""
+    """Scores and counts have all levels of the hierarchy, up to its own largest alpha."""
     tree = Hierarchy(
         ("a", "b", "c"),
         (("x", "y"), ("p", "q", "r"), ("1", "2", "3", "4")),

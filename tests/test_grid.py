@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "grid.py"
 ONE = Slots(({},), None)
 
-# A run that takes no time: it notes that it began and how, and writes what a finished run has.
+# A run that takes no time: it records how it was started, and writes the files of a finished run.
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
 given = dict(a.split("=", 1) for a in sys.argv[1:] if a.startswith("--config"))
@@ -67,7 +67,7 @@ gpu.rmdir()
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Let the grid run the stand-in; the folder of its notes."""
+    """Let the grid run the stand-in; return the folder of its records."""
     program = tmp_path / "stand_in.py"
     program.write_text(STAND_IN.replace("OUTPUTS", repr(run.OUTPUTS)))
     monkeypatch.setattr(grid, "PROGRAM", (str(program),))
@@ -109,7 +109,7 @@ def test_every_variant_and_seed_runs_once_and_finished_ones_are_skipped(stand_in
 
 
 def test_a_failing_run_is_reported_and_does_not_stop_the_others(stand_in, capsys):
-    """Its last words are shown, the status is 1, and the same command again runs it alone."""
+    """Its last line is shown, the status is 1, and the same command again runs only this run."""
     (stand_in / "fail").write_text("seed-1")
     assert carry_out("--config.variants=('merge1',)", "--config.seeds=(0,1,2)", "--jobs=1") == 1
     out, err = capsys.readouterr()
@@ -135,14 +135,14 @@ def test_a_run_that_cannot_begin_does_not_stop_the_others(stand_in, capsys):
 @pytest.mark.parametrize(
     "word", ["seed=3", "workdir=here", "variant=merge2", "model.arch=resnet20"]
 )
-def test_what_tells_runs_apart_is_not_given_to_all(word):
-    """A seed or a folder behind -- would be that of every run."""
+def test_fields_that_the_grid_sets_cannot_be_given_to_all_runs(word):
+    """A seed or a folder after -- would be that of every run."""
     with pytest.raises(UserError, match=f"{word.split('=')[0]} is set by the grid"):
         plan(small_grid(), CONFIG, [f"--config.{word}"], ONE)
 
 
 def test_a_run_whose_results_are_damaged_is_carried_out_again(stand_in):
-    """As the training command does by itself, which writes them anew."""
+    """So that the training command writes the results again."""
     assert carry_out("--config.variants=('merge1',)", "--config.seeds=(0,)") == 0
     (path,) = stand_in.rglob("results.json")
     path.write_text('{"fini')
@@ -153,7 +153,7 @@ def test_a_run_whose_results_are_damaged_is_carried_out_again(stand_in):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_runs_which_save_and_begins_no_other(stand_in, capsys, signum):
-    """All running ones get SIGTERM, the status is that of the signal, and no run is left over."""
+    """Running ones get SIGTERM, the status is that of the signal, and no process is left over."""
     (stand_in / "wait").touch()
 
     def strike():
@@ -172,7 +172,7 @@ def test_a_signal_stops_the_runs_which_save_and_begins_no_other(stand_in, capsys
 
 
 def test_as_many_run_at_once_as_asked_each_on_its_own_gpu(stand_in, monkeypatch):
-    """Two GPUs make two slots; a slot is used again when its run has ended, and no other."""
+    """Two GPUs make two slots; a slot is used again only after its run has ended."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     assert Slots.of(None).environments == (
@@ -184,7 +184,7 @@ def test_as_many_run_at_once_as_asked_each_on_its_own_gpu(stand_in, monkeypatch)
 
 
 def test_runs_on_a_cpu_share_its_cores(monkeypatch):
-    """Several at once have their share of the cores each, of which the batch is a multiple."""
+    """Each of several runs gets a share of the cores that divides its batch."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(slots.parallel, "cpu_cores", lambda: 14)
     two = Slots.of(2)
@@ -196,7 +196,7 @@ def test_runs_on_a_cpu_share_its_cores(monkeypatch):
 
 
 def test_no_two_grids_work_in_one_folder(stand_in, capsys):
-    """The second says so and begins nothing; also where the first has died and left a run."""
+    """The second grid is refused and begins nothing, even if the first died and left a run."""
     (stand_in / "wait").touch()
     program = (
         "import sys; from hiercls_jax.commands.grid import main; "
@@ -229,7 +229,7 @@ def test_no_two_grids_work_in_one_folder(stand_in, capsys):
 
 
 def test_the_folder_of_other_runs_is_refused_before_anything_begins(stand_in, capsys):
-    """A config that differs from what is there is named field by field, and nothing is begun."""
+    """Each field that differs is named, and nothing is begun."""
     (there,) = plan(small_grid(seeds=(0,), variants=("merge1",)), CONFIG, [], ONE)
     run.claim_workdir(there.workdir, there.config)
     assert carry_out("--", "--config.train.epochs=7") == 1
@@ -271,7 +271,7 @@ def test_a_grid_that_cannot_be_run_is_one_error(fields, message):
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
-    """With status 2, and where to look."""
+    """Its status is 2, and it says where to look."""
     assert command.main(["grid", *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
@@ -279,7 +279,7 @@ def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
 
 
 def test_a_dry_run_shows_states_and_commands_that_main_accepts(stand_in, capsys):
-    """The command shown has the config of the plan: its own parts read again give the same."""
+    """A line for each run has its state and its command with the arguments after --."""
     assert carry_out("--dry_run", "--", "--config.train.epochs=2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 25
@@ -309,13 +309,13 @@ def test_a_named_grid_needs_no_file(stand_in, capsys):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(stand_in):
-    """`grid --dry_run | head` is ended by `__main__`, which says nothing of a broken pipe."""
+    """`__main__` ends `grid --dry_run | head` without a word about the broken pipe."""
     with contextlib.redirect_stdout(small.ClosedPipe()), pytest.raises(BrokenPipeError):
         carry_out("--dry_run")
 
 
 def test_runs_are_weighed_by_what_they_compute():
-    """Separate computes as much as merge-0, that more than merge-3; seeds count alike."""
+    """Separate computes as much as merge-0, and merging computes less; seeds count alike."""
     planned = plan(small_grid(seeds=(0, 1)), CONFIG, [], ONE)
     by_name = work(planned)
     of = {variant: by_name[f"resnet11 {variant} seed 1"] for variant in VARIANTS}
@@ -332,8 +332,8 @@ def test_the_papers_grid_has_both_networks_with_their_recipes():
     assert batches == {("resnet164", 128), ("densenet100", 64)}
 
 
-def test_how_far_a_run_is_comes_from_its_newest_whole_record(tmp_path):
-    """Separate networks count half each; a line that is being written is not read."""
+def test_the_share_done_comes_from_the_newest_complete_record(tmp_path):
+    """Two separate networks count half each; a line that is being written is not read."""
     config = experiment.compose("separate", "quick")  # 6 epochs
     config.workdir = str(tmp_path)
     r = grid.PlannedRun("", config, [])

@@ -50,7 +50,7 @@ def whole(runs, cell):
 
 
 def test_single_networks_have_the_errors_of_their_own_reports(runs, cell):
-    """Seed by seed: at alpha 0, 1, 2, and at the tuned alpha, which is theirs to two decimals."""
+    """Seed by seed, at alpha 0, 1 and 2; the tuned alpha is that of the report to two decimals."""
     assert cell.seeds == (0, 1, 2)
     for row, seed in enumerate(cell.seeds):
         results = evaluate(runs[seed], CIFAR)
@@ -64,7 +64,7 @@ def test_single_networks_have_the_errors_of_their_own_reports(runs, cell):
 
 
 def test_validation_errors_are_those_of_single_networks(runs, cell):
-    """Seed by seed at alpha 0, 1, 2, against the reports; nothing of test is in them."""
+    """Seed by seed, at alpha 0, 1 and 2, they are those of the reports."""
     for row, seed in enumerate(cell.seeds):
         errors = evaluate(runs[seed], CIFAR)["validation_error"]
         for alpha in (0, 1, 2):
@@ -73,7 +73,7 @@ def test_validation_errors_are_those_of_single_networks(runs, cell):
 
 
 def test_every_ensemble_of_each_size_is_counted(cell):
-    """Three of one, three of two, none of four; counts are those of the images' own alphas."""
+    """Three of one, three of two, none of four; the counts follow from the images' alphas."""
     assert {size: len(a) for size, a in cell.right.items()} == {1: 3, 2: 3}
     for size, right in cell.right.items():
         assert right.shape == (len(right), 2, 150, 2)
@@ -82,7 +82,7 @@ def test_every_ensemble_of_each_size_is_counted(cell):
 
 
 def test_methods_differ_as_they_should(cell):
-    """Of one network, adapted first is the same; of two it is so at the coarse level alone."""
+    """Adapted first is the same for one network; for two, only the coarse level is the same."""
     averaged, first = cell.wrong["averaged"], cell.wrong["adapted_first"]
     np.testing.assert_array_equal(averaged[1], first[1])
     assert np.abs(averaged[2][:, 0] - first[2][:, 0]).max() <= 1  # float32 rounding
@@ -102,7 +102,7 @@ def test_without_validation_alpha_is_1_and_nothing_is_calibrated(cell_without_va
 
 
 def test_the_control_is_adaptation_under_shuffled_groups(runs, cell):
-    """The true groups first, then random ones of the same sizes, against a direct computation."""
+    """The true groups first, then random ones of the same sizes; compared with a direct count."""
     assert cell.control.shape == (3, 1 + summary.SHUFFLES, 2, len(ALPHAS))
     mine, other = runs[2]["test"], runs[0]["test"]  # of the last seed, the first is the next
     orders = [np.arange(100), np.random.default_rng(0).permutation(100)]
@@ -119,7 +119,7 @@ def test_the_control_is_adaptation_under_shuffled_groups(runs, cell):
 
 
 def test_the_points_are_those_of_the_first_seed(runs, cell):
-    """P and Q to a 255th."""
+    """P and Q, each rounded to a 255th."""
     test = runs[0]["test"]
     q = child_sums(test.probs["fine"], CIFAR.parents[-1])
     np.testing.assert_allclose(cell.points[..., 0] / 255, test.probs["coarse"], atol=0.002)
@@ -127,7 +127,7 @@ def test_the_points_are_those_of_the_first_seed(runs, cell):
 
 
 def test_a_summary_is_read_as_it_was_written(whole, tmp_path):
-    """Every array and name; and written again it is the same bytes."""
+    """Every array and name is the same, and writing it again gives the same bytes."""
     summary.save(tmp_path / "a.npz", whole)
     found = summary.load(tmp_path / "a.npz")
     assert found.hierarchy == CIFAR
@@ -161,7 +161,7 @@ def test_methods_survive_the_file(runs, cell_without_validation, tmp_path):
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "no zip", "format"])
 def test_a_damaged_summary_is_refused_by_name(whole, tmp_path, damage):
-    """With one error that names the file."""
+    """One error names the file."""
     path = tmp_path / "summary.npz"
     summary.save(path, whole)
     if damage == "missing":
@@ -203,7 +203,7 @@ def test_a_damaged_summary_is_refused_by_name(whole, tmp_path, damage):
     ],
 )
 def test_arrays_of_other_shapes_or_values_are_refused(whole, tmp_path, name, change):
-    """Before anything is computed of them, by one error; nothing is unpickled."""
+    """One error, before anything is computed from them; nothing is unpickled."""
     path = tmp_path / "summary.npz"
     summary.save(path, whole)
     with np.load(path) as file:
