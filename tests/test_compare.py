@@ -193,6 +193,7 @@ DAMAGES = {
     "results": lambda f: (f / "results.json").write_text('{"fini'),
     "seconds": lambda f: change_results(f, lambda r: r["seconds"].update(training=None)),
     "no config": lambda f: change_results(f, lambda r: r.pop("config")),
+    "rule": lambda f: change_results(f, lambda r: r["config"].update({"adapt.rule": "none"})),
     "hierarchy": lambda f: (f / "hierarchy.json").write_text("["),
     # Fine class 0 has the coarse class 4, fine class 1 another.
     "parents": lambda f: change_array(f, "validation/labels_coarse", slice(None), 4),

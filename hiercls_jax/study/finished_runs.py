@@ -115,8 +115,9 @@ def read_run(folder: Path) -> tuple[Hierarchy, FinishedRun]:
         missing = [name for name in TIMES if not 0 <= seconds.get(name, -1) < math.inf]
         known = config["variant"] in VARIANTS and config["train.epochs"] > 0
         text = config["model.arch"] + results["environment"]["devices"]
+        known = known and config.get("adapt.rule", "kl") in RULES
         if not (known and text and type(config["seed"]) is int):
-            raise ValueError("variant, epochs or seed")
+            raise ValueError("variant, epochs, rule or seed")
     except Exception as error:  # an edited file may have anything in it
         raise UserError(f"{folder}: results.json is damaged: {error!r}") from error
     if missing:
