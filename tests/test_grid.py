@@ -293,10 +293,10 @@ def test_a_dry_run_shows_states_and_commands_that_main_accepts(stand_in, capsys)
 
 def test_a_named_grid_needs_no_file(stand_in, capsys):
     """`grid quick` plans the runs of `--config=configs/grid.py:quick`, and names their configs."""
-    arguments = ["--dry_run", "--config.variants=('merge1',)", "--", "--config.train.epochs=2"]
-    assert command.main(["grid", "quick", *arguments]) == 0
+    own = ["--dry_run", "--jobs=2", "--config.variants=('merge1',)"]
+    assert command.main(["grid", "quick", *own, "--", "--config.train.epochs=2"]) == 0
     of_file = plan(
-        small_grid(variants=("merge1",)), CONFIG, ["--config.train.epochs=2"], Slots.of(None)
+        small_grid(variants=("merge1",)), CONFIG, ["--config.train.epochs=2"], Slots.of(2)
     )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(of_file) == 5
@@ -304,7 +304,9 @@ def test_a_named_grid_needs_no_file(stand_in, capsys):
         named = f"merge1:quick,arch=resnet11,seed={seed}"
         words = shlex.split(line)[3:]
         assert words == [*grid.PROGRAM, named, *other.command[len(grid.PROGRAM) + 1 :]]
-        assert command.read_config(words[len(grid.PROGRAM) :]).to_dict() == other.config.to_dict()
+        config = command.read_config([named, *words[len(grid.PROGRAM) + 1 :]])
+        config.run.cpu_devices = None  # the plan's own; it is added to the command
+        assert config.to_dict() == other.config.to_dict()
     assert grid.named_grid("paper").to_dict() == grid.compose().to_dict()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hiercls_jax.adaptation.alpha import alpha_search
 from hiercls_jax.adaptation.error_curve import winning_intervals
-from hiercls_jax.adaptation.rules import RULES
+from hiercls_jax.adaptation.rules import RULES, Rule
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.metrics.calibration import apply_temperature, fit_temperature, log_probs
@@ -42,10 +42,10 @@ def members(count: int, size: int) -> list[tuple[int, ...]]:
     return list(itertools.combinations(range(count), size))
 
 
-def scores(predictions: Predictions, hierarchy: Hierarchy, rule: str = "kl") -> Scores:
-    """Return the scores of a network, or of an averaged ensemble, under a rule of `RULES`."""
+def scores(predictions: Predictions, hierarchy: Hierarchy, rule: Rule = RULES["kl"]) -> Scores:
+    """Return the scores of a network, or of an averaged ensemble, under a rule."""
     original = list(predictions.probs.values())
-    target = [np.asarray(p) for p in RULES[rule].target(original, hierarchy)]
+    target = [np.asarray(p) for p in rule.target(original, hierarchy)]
     return Scores(original, target, list(predictions.labels.values()))
 
 

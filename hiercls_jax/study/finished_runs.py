@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hiercls_jax import experiment
+from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import predictions
 from hiercls_jax.evaluation.evaluate import evaluate
@@ -114,8 +115,9 @@ def read_run(folder: Path) -> tuple[Hierarchy, FinishedRun]:
         missing = [name for name in TIMES if not 0 <= seconds.get(name, -1) < math.inf]
         known = config["variant"] in VARIANTS and config["train.epochs"] > 0
         text = config["model.arch"] + results["environment"]["devices"]
+        known = known and config.get("adapt.rule", "kl") in RULES
         if not (known and text and type(config["seed"]) is int):
-            raise ValueError("variant, epochs or seed")
+            raise ValueError("variant, epochs, rule or seed")
     except Exception as error:  # an edited file may have anything in it
         raise UserError(f"{folder}: results.json is damaged: {error!r}") from error
     if missing:
@@ -155,7 +157,7 @@ def summarise_runs(runs: Runs, done: Callable[[Cell], None]) -> Summary:
         cells[key] = summarise(*key, splits, runs.hierarchy, config, costs)
         check_one_rule(cells.values())
         done(cells[key])
-    alphas = alpha_grid(runs.hierarchy, next(iter(cells.values())).rule)
+    alphas = alpha_grid(runs.hierarchy, RULES[next(iter(cells.values())).rule])
     return Summary(runs.hierarchy, runs.labels, alphas, cells)
 
 
@@ -190,12 +192,14 @@ def write_pages(folder: Path, runs: Runs, record: Mapping[str, Any]) -> list[str
         every = [run.splits for run in by_seed.values()]
         averaged = {split: ensembles.average([of[split] for of in every]) for split in every[0]}
         config = common_config(by_seed)
+        rule = config.get("adapt.rule", "kl")
+        results = {"rule": rule, **evaluate(averaged, runs.hierarchy, RULES[rule])}
         seeds = ", ".join(map(str, sorted(by_seed)))
         page.write_results(
             folder / f"report-{arch}-{variant}.html",
             averaged,
             runs.hierarchy,
-            evaluate(averaged, runs.hierarchy, config.get("adapt.rule", "kl")),
+            results,
             f"{variant}, {arch}, ensemble of seeds {seeds}",
             record={**record, "config": config},
         )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hiercls_jax.adaptation.adjust import adjust
-from hiercls_jax.adaptation.rules import RULES
+from hiercls_jax.adaptation.rules import RULES, Rule
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.files import atomic_write
@@ -100,9 +100,9 @@ class Summary:
     cells: dict[Key, Cell]
 
 
-def alpha_grid(hierarchy: Hierarchy, rule: str = "kl") -> np.ndarray:
+def alpha_grid(hierarchy: Hierarchy, rule: Rule = RULES["kl"]) -> np.ndarray:
     """Return the alphas of a summary, float64 `[A]`: 0, 0.01, … up to the rule's largest."""
-    largest = min(RULES[rule].largest_alpha(hierarchy))
+    largest = min(rule.largest_alpha(hierarchy))
     return np.append(np.arange(round(largest / STEP)) * STEP, largest).round(6)
 
 
@@ -123,7 +123,7 @@ def summarise(
       config: the config fields that they share; `adapt.rule` is the rule, Algorithm 1 if absent.
       costs: by name, a number for each run, in the order of seeds.
     """
-    rule = config.get("adapt.rule", "kl")
+    rule = RULES[config.get("adapt.rule", "kl")]
     alphas, seeds = alpha_grid(hierarchy, rule), tuple(sorted(runs))
     tests = [runs[seed]["test"] for seed in seeds]
     validations = [runs[seed]["validation"] for seed in seeds if "validation" in runs[seed]]
@@ -174,7 +174,7 @@ def summarise(
 
 
 def _scores(
-    networks: Sequence[Predictions], hierarchy: Hierarchy, method: str, rule: str
+    networks: Sequence[Predictions], hierarchy: Hierarchy, method: str, rule: Rule
 ) -> Scores:
     if method == "adapted_first":
         return ensembles.average_scores([ensembles.scores(p, hierarchy, rule) for p in networks])
@@ -309,7 +309,7 @@ def _check(summary: Summary) -> None:
     if not summary.cells:
         raise UserError("it has no cells")
     check_one_rule(summary.cells.values())
-    rule = next(iter(summary.cells.values())).rule
+    rule = RULES[next(iter(summary.cells.values())).rule]
     tree, images = summary.hierarchy, len(summary.labels)
     alphas = alpha_grid(tree, rule)
     levels, a = tree.num_levels, len(alphas)
