@@ -23,7 +23,8 @@ def by_path(paths: list[Path]) -> list:
     return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths]
 
 
-PAGES = by_path([*READMES, ROOT / "CONTRIBUTING.md", *DOCS])
+GUIDES = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
+PAGES = by_path([*READMES, *GUIDES, *DOCS])
 
 
 def printed(*arguments: str) -> str:
@@ -100,7 +101,7 @@ def test_names_of_pages_are_in_the_package(path):
             assert hasattr(found, name), f"{dotted} has no {name}"
 
 
-@pytest.mark.parametrize("path", by_path([*READMES, ROOT / "CONTRIBUTING.md"]))
+@pytest.mark.parametrize("path", by_path([*READMES, *GUIDES]))
 def test_links_of_pages_lead_somewhere(path):
     """Every relative link leads to a file, and its anchor to a heading of that file.
 
