@@ -1,9 +1,10 @@
-"""The page: its numbers are the report's, it is one file of a bounded size, and names are text.
+"""The page has the report's numbers, is one file of bounded size, and shows names as text.
 
-What it does in a browser: test_page_in_browser.py.
+test_page_in_browser.py tests it in a browser.
 """
 
 import base64
+import functools
 import html.parser
 import io
 import os
@@ -16,10 +17,13 @@ from made_up import THREE, page_data, predictions, rates, unpacked
 from PIL import Image
 
 from hiercls_jax import Hierarchy, metrics
+from hiercls_jax.adaptation.error_curve import winning_intervals
 from hiercls_jax.adaptation.tree import adjust_tree
+from hiercls_jax.evaluation import outcomes
 from hiercls_jax.evaluation.evaluate import evaluate
+from hiercls_jax.evaluation.outcomes import SampleOutcomes
 from hiercls_jax.hierarchy import cifar100
-from hiercls_jax.report import page
+from hiercls_jax.report import page, page_contents
 from hiercls_jax.report.figures import COLOURS
 
 RAGGED = Hierarchy(
@@ -28,10 +32,19 @@ RAGGED = Hierarchy(
 NASTY = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 $title ${x} \\u003c"
 
 
-def write(path: Path, hierarchy, count=300, splits=("test", "validation"), title="a run", **more):
+@functools.cache
+def evaluated(hierarchy):
+    """300 made-up test images and as many for validation, and the results of their evaluation."""
+    splits = {
+        split: predictions(hierarchy, 300, seed)
+        for seed, split in enumerate(("test", "validation"))
+    }
+    return splits, evaluate(splits, hierarchy)
+
+
+def write(path: Path, hierarchy, title="a run", **more):
     """Write a page of made-up predictions; return the report's results and the page's text."""
-    splits = {split: predictions(hierarchy, count, seed) for seed, split in enumerate(splits)}
-    results = evaluate(splits, hierarchy)
+    splits, results = evaluated(hierarchy)
     page.write_results(path, splits, hierarchy, results, title, **more)
     return splits, results, path.read_text(encoding="utf-8")
 
@@ -45,7 +58,7 @@ def written(request, tmp_path_factory):
 
 
 def test_errors_are_those_of_the_report(written):
-    """At alpha 0, 1, the largest and the chosen one, which all are positions of the slider."""
+    """So are those at alpha 0, 1, the largest and the chosen one, all positions of the slider."""
     hierarchy, _, results, data = written
     largest = 2 if hierarchy.num_levels == 2 else 1.5
     alphas = {"alpha=0": 0, "alpha=1": 1, f"alpha={largest:g}": largest, "tuned": results["alpha"]}
@@ -54,6 +67,17 @@ def test_errors_are_those_of_the_report(written):
         found = rates(data)[:, data["alphas"].index(alpha)]
         assert found.tolist() == list(results["test_error"][setting].values())
     assert data["alphas"][data["chosen_at"]] == results["alpha"]
+
+
+def test_the_page_adapts_by_the_rule_of_the_results(tmp_path):
+    """The results name their rule; the page's errors are those of the same rule."""
+    splits, _ = evaluated(THREE)
+    results = evaluate({"test": splits["test"]}, THREE, "top_down")
+    page.write_results(tmp_path / "p.html", {"test": splits["test"]}, THREE, results, "a run")
+    data = page_data((tmp_path / "p.html").read_text())
+    assert data["alphas"][-1] == 1
+    for setting, position in (("alpha=0", 0), ("alpha=1", -1)):
+        assert rates(data)[:, position].tolist() == list(results["test_error"][setting].values())
 
 
 def test_positions_are_even_and_cover_the_range(written):
@@ -67,7 +91,7 @@ def test_positions_are_even_and_cover_the_range(written):
 
 
 def test_curves_are_the_exact_ones(written):
-    """Every step of every level's error on test and validation, and none besides."""
+    """They have every step of every level's error on test and validation, and no other."""
     hierarchy, splits, results, data = written
     for split, curves in (("test", data["curves"]), ("validation", data["validation"])):
         for level, curve in zip(hierarchy.levels, curves, strict=True):
@@ -87,7 +111,7 @@ def test_curves_are_the_exact_ones(written):
 
 
 def test_fixed_and_broken_are_counted(written):
-    """Of the images that are wrong before, those that are right then; and the other way round."""
+    """Fixed images are wrong before and right after adaptation; broken ones the other way round."""
     hierarchy, splits, results, data = written
     levels = list(splits["test"].probs.values())
     labels = list(splits["test"].labels.values())
@@ -129,7 +153,7 @@ def test_the_scatter_moves_to_where_adaptation_puts_it(written):
         level, i = item["level"], item["class"]
         q = metrics.child_sums(levels[level + 1], hierarchy.parents[level])[:, i]
         member = splits["test"].labels[hierarchy.levels[level]] == i
-        shown = (np.maximum(levels[level][:, i], q) >= page.LEAST) | member
+        shown = (np.maximum(levels[level][:, i], q) >= page_contents.LEAST) | member
         assert (item["seen"], item["members"]) == (shown.sum(), member.sum())
         target = unpacked(item["target"], -1) / 65535
         after = metrics.child_sums(adapted[level + 1], hierarchy.parents[level])[:, i]
@@ -160,7 +184,7 @@ def test_the_gallery_shows_what_changed(written):
     for level, groups in enumerate(data["gallery"]["groups"]):
         for kind, cards in groups.items():
             all_of_kind = unpacked(data[kind], len(levels), -1)[level, data["chosen_at"]]
-            assert len(cards) == min(page.CARDS, all_of_kind)
+            assert len(cards) == min(page_contents.CARDS, all_of_kind)
             shown |= set(cards)
             for i in cards:
                 card = data["gallery"]["cards"][i]
@@ -181,8 +205,8 @@ def test_the_gallery_shows_what_changed(written):
 def test_images_are_embedded(tmp_path):
     """Small ones pixel by pixel, large ones as thumbnails, grey ones too."""
     for side, channels, kind in ((8, 3, "PNG"), (8, 1, "PNG"), (200, 3, "JPEG")):
-        images = np.random.default_rng(0).integers(0, 256, (60, side, side, channels), np.uint8)
-        *_, text = write(tmp_path / "p.html", THREE, 60, images=images.__getitem__)
+        images = np.random.default_rng(0).integers(0, 256, (300, side, side, channels), np.uint8)
+        *_, text = write(tmp_path / "p.html", THREE, images=images.__getitem__)
         cards = page_data(text)["gallery"]["cards"]
         assert cards
         for card in cards[:3]:
@@ -190,19 +214,17 @@ def test_images_are_embedded(tmp_path):
             assert head == f"data:image/{kind.lower()};base64"
             with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
                 assert picture.format == kind
-                assert max(picture.size) == min(side, page.THUMBNAIL)
+                assert max(picture.size) == min(side, page_contents.THUMBNAIL)
                 if kind == "PNG":
                     pixels = np.asarray(picture).reshape(side, side, channels)
                     np.testing.assert_array_equal(pixels, images[card["row"]])
 
 
 def test_cifar100_stays_below_5_megabytes(tmp_path):
-    """All 10,000 test images, 5,000 for validation, noise for images, and a long training."""
+    """All 10,000 test images, as many for validation, noise for images, and a long training."""
     hierarchy = cifar100()
-    splits = {
-        "test": predictions(hierarchy, 10_000),
-        "validation": predictions(hierarchy, 5_000, seed=1),
-    }
+    test = predictions(hierarchy, 10_000)
+    splits = {"test": test, "validation": test}
     results = {"alpha": 0.9, "measures": None}
     images = np.random.default_rng(0).integers(0, 256, (10_000, 32, 32, 3), np.uint8)
     records = [
@@ -217,7 +239,7 @@ def test_cifar100_stays_below_5_megabytes(tmp_path):
     assert (tmp_path / "report.html").stat().st_size < 5e6
     data = page_data((tmp_path / "report.html").read_text())
     assert all(curve["exact"] for curve in data["curves"])
-    assert page.RECORDS - 1 <= len(data["training"]["merge1"]) <= page.RECORDS + 1
+    assert page_contents.RECORDS - 1 <= len(data["training"]["merge1"]) <= page_contents.RECORDS + 1
 
 
 @pytest.mark.parametrize(("per_epoch", "every"), [(13, 50), (352, 50), (98, 50), (60, 50), (7, 1)])
@@ -235,7 +257,7 @@ def test_training_curves_have_no_teeth(tmp_path, per_epoch, every):
                 {"step": step, "epoch": step / per_epoch, "split": "train", "loss_animal": loss}
             )
             before = step
-    *_, text = write(tmp_path / "p.html", THREE, 60, training={"merge1": records})
+    *_, text = write(tmp_path / "p.html", THREE, training={"merge1": records})
     drawn = page_data(text)["training"]["merge1"]
     ends = np.rint([record["epoch"] * per_epoch for record in drawn])
     spans = np.diff(ends, prepend=0)
@@ -247,7 +269,7 @@ def test_training_curves_have_no_teeth(tmp_path, per_epoch, every):
 
 
 class Tags(html.parser.HTMLParser):
-    """All that a parser finds: tags, their attributes, and scripts."""
+    """All tags and attributes of a page, as a parser sees them."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -298,18 +320,18 @@ def test_names_are_text(tmp_path):
 
 
 def test_a_ragged_hierarchy(tmp_path):
-    """Leaves of the first level count there, and have no children to be plotted against."""
+    """Leaves of the first level count there, but are not in the scatter: they have no children."""
     rng = np.random.default_rng(0)
     count = 80
     leaf_ids = rng.integers(0, RAGGED.num_leaves, count).astype(np.int32)
     before = [rng.dirichlet(np.ones(len(RAGGED.cut(level))), count) for level in range(2)]
     target = [rng.dirichlet(np.ones(len(RAGGED.cut(level))), count) for level in range(2)]
     intervals = np.stack(
-        [page.winning_intervals(*level, 2.0)
+        [winning_intervals(*level, 2.0)
          for level in zip(before, target, RAGGED.labels(leaf_ids), strict=True)]
     )  # fmt: skip
-    evidence = page.Evidence(intervals, leaf_ids, np.arange(count), before, target, 2.0)
-    page.write(tmp_path / "p.html", evidence, RAGGED, 0.5, "ragged", chosen="given")
+    ragged = SampleOutcomes(intervals, leaf_ids, np.arange(count), before, target, 2.0)
+    page.write(tmp_path / "p.html", page.Page("ragged", RAGGED, ragged, 0.5, "given"))
     data = page_data((tmp_path / "p.html").read_text())
     assert data["names"] == [["cat", "dog", "emu"], ["lynx", "lion", "pug", "emu"]]
     assert [data["names"][s["level"]][s["class"]] for s in data["scatter"]] == ["cat", "dog"]
@@ -318,31 +340,31 @@ def test_a_ragged_hierarchy(tmp_path):
         assert rates(data)[level, data["chosen_at"]] == metrics.topk_error(p, y)
 
 
-def test_what_does_not_fit_is_sampled(tmp_path, monkeypatch):
-    """The scores of some rows serve for the scatter and the gallery; errors are of all rows."""
-    whole = page.Evidence.of(predictions(THREE, 200), THREE)
-    monkeypatch.setattr(page, "SAMPLE_BYTES", 8 * sum(THREE.sizes) * 50)
-    monkeypatch.setattr(page, "BREAKPOINTS", 40)
-    rows = page.sample_rows(np.arange(200), THREE)
+def test_too_many_scores_are_sampled(tmp_path, monkeypatch):
+    """Scatter and gallery use the scores of some rows; errors are those of all rows."""
+    whole = SampleOutcomes.of(evaluated(THREE)[0]["test"], THREE)
+    monkeypatch.setattr(outcomes, "SCORE_BYTES", 8 * sum(THREE.sizes) * 50)
+    monkeypatch.setattr(page_contents, "BREAKPOINTS", 40)
+    rows = outcomes.sample_rows(np.arange(300), THREE)
     assert len(rows) == 50
     assert (np.diff(rows) > 0).all()
-    some = page.Evidence(
+    some = SampleOutcomes(
         whole.intervals, whole.leaf_ids, rows, [p[rows] for p in whole.before],
-        [p[rows] for p in whole.target], whole.largest, numbers=np.arange(200) + 1000,
+        [p[rows] for p in whole.target], whole.largest, numbers=np.arange(300) + 1000,
     )  # fmt: skip
     data = []
-    for name, evidence in (("whole", whole), ("some", some)):
-        page.write(tmp_path / name, evidence, THREE, 0.8, "t", chosen="given")
+    for name, samples in (("whole", whole), ("some", some)):
+        page.write(tmp_path / name, page.Page("t", THREE, samples, 0.8, "given"))
         data.append(page_data((tmp_path / name).read_text()))
     assert data[0]["wrong"] == data[1]["wrong"]
-    assert (data[0]["samples"], data[1]["sampled"]) == (200, 50)
+    assert (data[0]["samples"], data[1]["sampled"]) == (300, 50)
     assert not data[0]["curves"][2]["exact"]
     assert {card["row"] - 1000 for card in data[1]["gallery"]["cards"]} <= set(rows.tolist())
     assert max(item["seen"] for item in data[1]["scatter"]) <= 50
 
 
-def test_a_page_is_whole_or_not_there(tmp_path, monkeypatch):
-    """Where writing breaks off, the page of before is untouched and nothing stands beside it."""
+def test_a_page_is_complete_or_absent(tmp_path, monkeypatch):
+    """If writing fails, the older page stays, and no other file is left beside it."""
     write(tmp_path / "report.html", THREE)
     before = (tmp_path / "report.html").read_bytes()
 
@@ -358,7 +380,7 @@ def test_a_page_is_whole_or_not_there(tmp_path, monkeypatch):
 
 
 def test_the_same_predictions_give_the_same_page(tmp_path):
-    """What is drawn at random is drawn from one seed."""
+    """All random samples come from one seed."""
     texts = [write(tmp_path / "report.html", THREE)[-1] for _ in range(2)]
     assert texts[0] == texts[1]
 

@@ -1,7 +1,7 @@
 """The page in a real browser, a headless Chromium from the system's packages.
 
-Every page here is opened from disk with the network cut off, and must ask for nothing but itself
-and say nothing on the console.
+Every page is opened from disk without a network. It must request no other file, and print nothing
+on the console.
 """
 
 import json
@@ -13,7 +13,9 @@ import pytest
 from made_up import THREE, page_data, predictions
 
 from hiercls_jax import Hierarchy
+from hiercls_jax.adaptation.error_curve import winning_intervals
 from hiercls_jax.evaluation.evaluate import evaluate
+from hiercls_jax.evaluation.outcomes import SampleOutcomes
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import cifar100
 from hiercls_jax.report import page
@@ -89,12 +91,14 @@ def few(tmp_path_factory):
     files = np.array([f"test/{FEW.names[1][y]}/{i}.png" for i, y in enumerate(labels["fine"])])
     split = Predictions({"coarse": sure, "fine": split.probs["fine"][there]}, labels, files)
     path = tmp_path_factory.mktemp("few") / "report.html"
-    page.write(
-        path, page.Evidence.of(split, FEW), FEW, 1.0002, "few", chosen="given",
-        training={"merge1": [{"split": "train", "epoch": 1.0, "error_fine": 0.5, "loss_fine": 2}]},
+    epoch = {"split": "train", "epoch": 1.0, "error_fine": 0.5, "loss_fine": 2}
+    contents = page.Page(
+        "few", FEW, SampleOutcomes.of(split, FEW), 1.0002, "given",
+        training={"merge1": [epoch]},
         measures=evaluate({"test": split}, FEW)["measures"],
         record={"config": {"optimizer.learning_rate_of_a_long_name": 0.2}},
     )  # fmt: skip
+    page.write(path, contents)
     return path
 
 
@@ -107,7 +111,7 @@ def small_images(count: int):
 
 @pytest.fixture
 def opened(browser):
-    """`opened(path, size, scheme)`: the page there, and nothing asked for or complained of."""
+    """`opened(path, size, scheme)` opens a page, which must request and report nothing."""
     complaints, requests, contexts = [], [], []
 
     def open_(path, size=DESKTOP, scheme="light"):
@@ -133,7 +137,7 @@ def opened(browser):
 
 
 def shows(tab, alpha) -> None:
-    """Wait until the page shows this alpha. (What waits for a script, the page's policy stops.)"""
+    """Wait until the page shows this alpha. (The page's policy forbids waiting by a script.)"""
     sync_api.expect(tab.locator("#value")).to_have_text(alpha)
 
 
@@ -152,7 +156,7 @@ def move(tab, alpha: float) -> None:
 
 
 def column(tab, key: str) -> list[str]:
-    """What a column of the table of classes says, from above."""
+    """The texts of a column of the table of classes, from above."""
     head = tab.locator(f"#classes thead th.{key}")
     index = head.evaluate("th => [...th.parentElement.children].indexOf(th) + 1")
     return tab.locator(f"#classes tbody tr > :nth-child({index})").all_text_contents()
@@ -363,7 +367,7 @@ def test_the_gallery_has_images_and_both_kinds(opened, reports):
 
 
 def test_the_gallery_opens_on_something(opened, few):
-    """On a level and a kind that has cards; the buttons have counts; where none is, it says so."""
+    """It opens on a level and a kind with cards; buttons have counts; without cards it says so."""
     tab = opened(few)
     gallery = tab.locator("#gallery")
     fixed = tab.locator("#fixed-1").text_content()
@@ -381,7 +385,7 @@ def test_the_gallery_opens_on_something(opened, few):
 
 
 def test_alphas_that_read_the_same_are_one_button(opened, few):
-    """A chosen alpha of 1.0002 stands for the 1 that it is as good as."""
+    """A chosen alpha of 1.0002 reads as 1.00, so it replaces the button of 1."""
     assert opened(few).locator("#presets button").all_text_contents() == ["0", "1.00 ★", "2"]
 
 
@@ -401,7 +405,7 @@ def test_the_meter_is_of_all_probability(opened, reports):
 
 
 def test_the_scatter_shows_where_the_points_were(opened, few):
-    """Where the levels agree and all points are on the diagonal, those of alpha 0 are off it."""
+    """At agreement all points are on the diagonal; the points of alpha 0 are shown off it."""
     tab = opened(few)
     off = tab.evaluate(
         """() => {
@@ -475,7 +479,7 @@ def test_the_hierarchy_stands_in_columns(opened, reports):
 
 
 def test_measures_are_told_and_not_vacuous(opened, few):
-    """No top-5 error of 2 classes; what the less known ones are, and which way is better."""
+    """No top-5 error of 2 classes; rare measures are explained, and which way is better."""
     tab = opened(few)
     names = tab.locator("#measures tbody th").all_text_contents()
     assert "fine: top-5 error" in names
@@ -504,7 +508,7 @@ def test_reliability_of_few_is_small(opened, few):
 
 
 def test_lines_break_where_they_should_on_a_phone(opened, few):
-    """What buttons are of stands beside them; names in the record break after a sign."""
+    """A label stays beside its buttons; names in the record break after a sign."""
     tab = opened(few, PHONE)
     apart = tab.evaluate(
         """() => [...document.querySelectorAll(".controls .group")].flatMap(group => {
@@ -539,18 +543,19 @@ def test_lines_break_where_they_should_on_a_phone(opened, few):
 
 
 def test_without_labels(opened, tmp_path):
-    """What is left says what changes; errors, the gallery and reliability are not there."""
+    """Without labels the page shows changes; errors, gallery and reliability are absent."""
     split = predictions(THREE, 100)
-    whole = page.Evidence.of(split, THREE)
+    whole = SampleOutcomes.of(split, THREE)
     before = [p.argmax(axis=1) for p in whole.before]
     intervals = np.stack(
-        [page.winning_intervals(*level, whole.largest)
+        [winning_intervals(*level, whole.largest)
          for level in zip(whole.before, whole.target, before, strict=True)]
     )  # fmt: skip
-    evidence = page.Evidence(
+    unlabelled = SampleOutcomes(
         intervals, before[-1], whole.rows, whole.before, whole.target, whole.largest, labelled=False
     )
-    page.write(tmp_path / "p.html", evidence, THREE, 1.0, "no labels", chosen="given", noun="row")
+    contents = page.Page("no labels", THREE, unlabelled, 1.0, "given", noun="row")
+    page.write(tmp_path / "p.html", contents)
     tab = opened(tmp_path / "p.html", PHONE)
     after = whole.target
     for level, (b, a) in enumerate(zip(before, after, strict=True)):

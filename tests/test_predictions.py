@@ -1,4 +1,4 @@
-"""`predictions.npz`: what was written is read, and nothing else is."""
+"""`predictions.npz`: files that `save` wrote are read, and all others are rejected."""
 
 import dataclasses
 import io
@@ -55,8 +55,8 @@ def test_what_is_saved_is_loaded(tmp_path):
         )
 
 
-def test_files_are_kept_where_there_are_some(tmp_path, arrays):
-    """The file of each image comes back; files that are no text, or too few, are refused."""
+def test_files_of_images_are_kept(tmp_path, arrays):
+    """The file of each image comes back; files that are not text, or too few, are rejected."""
     files = np.array(["test/ä/1.png", "test/b/02.png", "test/b/3.png"])
     splits = {"validation": made(5), "test": dataclasses.replace(made(3), files=files)}
     save(tmp_path / "p.npz", splits)
@@ -83,7 +83,7 @@ def test_other_precisions_are_stored_as_float32(tmp_path):
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
-    """Where writing breaks off, the file of before is untouched and nothing stands beside it."""
+    """If writing fails, the older file stays, and no other file is left beside it."""
     path = tmp_path / "p.npz"
     save(path, {"test": made(3)})
     before = path.read_bytes()
@@ -210,7 +210,7 @@ def test_levels_of_different_length_are_refused(tmp_path, arrays):
     for key in ("test/p_fine", "test/labels_fine"):
         arrays[key] = arrays[key][:-1]
     np.savez(tmp_path / "p.npz", **arrays)
-    refused(tmp_path / "p.npz", "test has not as many images at every level")
+    refused(tmp_path / "p.npz", "test has different numbers of images at its levels")
 
 
 @pytest.mark.parametrize("count", [None, 0])

@@ -1,4 +1,4 @@
-"""Tables of every format: written and read back, read in pieces, and refused where damaged."""
+"""Tables of every format: written and read back, read in pieces, and rejected if damaged."""
 
 import contextlib
 import io
@@ -68,7 +68,7 @@ def fails(function, *args) -> str:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_what_is_written_is_read(tmp_path, suffix):
-    """Every float32 comes back bit for bit, and where columns have names in any order."""
+    """Every float32 comes back bit for bit; columns with names may have any order."""
     values = example()
     name = write(tmp_path / f"p.{suffix}", values)
     np.testing.assert_array_equal(read(name), values)
@@ -194,7 +194,7 @@ def test_parquet_names_with_dots(tmp_path):
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
-    """Where pyarrow is not installed, the message says how to get it."""
+    """If pyarrow is not installed, the message says how to get it."""
     name = write(tmp_path / "p.parquet", example())
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install 'hiercls_jax[parquet]', or use .npy" in fails(read, name)
@@ -229,11 +229,12 @@ def test_a_truncated_array_names_the_row(tmp_path):
 
 
 def test_an_array_that_is_longer_than_its_header(tmp_path):
-    """Bytes that no header speaks of are a damaged file too."""
+    """A file with more bytes than its header claims is damaged too."""
     path = tmp_path / "p.npy"
     path.write_bytes(Path(write(path, example())).read_bytes() + b"12")
     error = fails(read, path)
-    assert "is damaged: 178 bytes where its header's float32 [11, 4] allows 176" in error
+    wanted = "is damaged: it has 178 bytes, but its header's float32 [11, 4] allows 176"
+    assert wanted in error
 
 
 def test_a_flipped_bit_in_a_zip_archive(tmp_path):
@@ -246,7 +247,7 @@ def test_a_flipped_bit_in_a_zip_archive(tmp_path):
 
 
 class Planted:
-    """What would make a folder, were it unpickled."""
+    """Makes a folder if it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -380,7 +381,7 @@ def test_no_header_raises_anything_else(tmp_path_factory, header):
     "text", [b"{'shape': (2,", b"{'descr': '<f4', 'fortran_order': (\n", b"{" * 90]
 )
 def test_a_header_that_is_no_python_is_refused(tmp_path, text):
-    """Where NumPy tries to read a damaged header as Python 2 wrote it, and cannot."""
+    """NumPy tries to parse a damaged header as Python 2 wrote it; its error is one of ours."""
     path = tmp_path / "p.npy"
     path.write_bytes(
         b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(118) + bytes(24)
@@ -389,7 +390,7 @@ def test_a_header_that_is_no_python_is_refused(tmp_path, text):
 
 
 def zipped(path, head, zeros):
-    """Write an archive of one array: a header and so many zeros, a thousandth of them on disk."""
+    """Write an archive of one array, a header and zeros; it is a thousandth as large on disk."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("y.npy", head + bytes(zeros))
     return str(path)
@@ -421,7 +422,7 @@ def test_small_files_of_labels_take_little_memory(tmp_path, head, message):
 
 
 def test_a_long_name_is_one_long_name(tmp_path):
-    """One name of 100,000 characters among 1,000 short ones takes not 1,000 times its memory."""
+    """One name of 100,000 characters does not make 1,000 short ones take as much memory each."""
     path = tmp_path / "y.csv"
     path.write_text("label\n" + "a\n" * 1000 + "x" * 100_000 + "\n")
     tracemalloc.start()
@@ -472,7 +473,7 @@ def test_labels_by_index_and_by_name(tmp_path, suffix):
     ],
 )
 def test_unknown_labels(tmp_path, suffix, values, message):
-    """A class that there is not is named, with its row."""
+    """An unknown class is named, with its row."""
     path = save_labels(tmp_path / f"y.{suffix}", values)
     assert message in fails(read_labels, path, ("a", "b", "c"))
 

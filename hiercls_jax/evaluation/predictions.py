@@ -1,7 +1,8 @@
-"""`predictions.npz`: probabilities and labels of each split and level, as arrays alone."""
+"""`predictions.npz`: plain arrays with the probabilities and labels of each split and level."""
 
 import dataclasses
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ class Predictions:
     Args:
       probs: float32 `[N, classes]` by level name, coarsest first.
       labels: int32 `[N]` by level name.
-      files: str `[N]`, each image's file, where images are files.
+      files: str `[N]`, each image's file; None if images are not files.
     """
 
     probs: dict[str, np.ndarray]
@@ -28,11 +29,11 @@ class Predictions:
     files: np.ndarray | None = None
 
 
-def save(path: Path, splits: dict[str, Predictions]) -> None:
-    """Write splits to an `.npz` file with the arrays `<split>/p_<level>`, `<split>/labels_<level>`.
+def save(path: Path, splits: Mapping[str, Predictions]) -> None:
+    """Write splits atomically to an `.npz` file.
 
-    And `<split>/files`, where images are files. Written under a temporary name and renamed, so that
-    it is whole or not there.
+    Its arrays are `<split>/p_<level>`, `<split>/labels_<level>`, and `<split>/files` if images are
+    files.
     """
     arrays = {}
     for split, predictions in splits.items():
@@ -42,14 +43,14 @@ def save(path: Path, splits: dict[str, Predictions]) -> None:
         if predictions.files is not None:
             arrays[f"{split}/files"] = predictions.files.astype(str)
     with atomic_write(path) as temporary:
-        np.savez(temporary, **arrays)
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # NumPy's stub sees allow_pickle
 
 
 def load(path: Path, hierarchy: Hierarchy) -> dict[str, Predictions]:
-    """Read what `save` wrote, checked against the hierarchy's levels and sizes.
+    """Read a file that `save` wrote, and check it against the hierarchy's levels and sizes.
 
     Raises:
-      UserError: where the file is missing, damaged, or of another hierarchy.
+      UserError: if the file is missing, damaged, or of another hierarchy.
     """
     try:
         arrays = _read_arrays(path)
@@ -60,14 +61,14 @@ def load(path: Path, hierarchy: Hierarchy) -> dict[str, Predictions]:
         probs, labels = {}, {}
         for level, classes in zip(hierarchy.levels, hierarchy.sizes, strict=True):
             p, y = arrays.get(f"{split}/p_{level}"), arrays.get(f"{split}/labels_{level}")
-            _check(f"{path}: {split}", level, classes, p, y)
-            probs[level], labels[level] = p, y
+            probs[level], labels[level] = _check(f"{path}: {split}", level, classes, p, y)
         if len({len(y) for y in labels.values()}) > 1:
-            raise UserError(f"{path}: {split} has not as many images at every level")
+            raise UserError(f"{path}: {split} has different numbers of images at its levels")
         files = arrays.get(f"{split}/files")
-        if files is not None and (files.dtype.kind != "U" or files.shape != y.shape):
+        count = len(labels[hierarchy.levels[-1]])
+        if files is not None and (files.dtype.kind != "U" or files.shape != (count,)):
             raise UserError(
-                f"{path}: {split} needs files [{len(y)}] of text, or none; got {files.dtype} "
+                f"{path}: {split} needs files [{count}] of text, or none; got {files.dtype} "
                 f"{list(files.shape)}"
             )
         splits[split] = Predictions(probs, labels, files)
@@ -79,10 +80,10 @@ def load(path: Path, hierarchy: Hierarchy) -> dict[str, Predictions]:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-    # No more than the file's own size, so that a small file takes little memory.
+    # Compressed arrays are rejected, so that a small file cannot take much memory.
     packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
     if packed:
-        raise UserError(f"{packed[0]} is compressed, which a run's are not; save it by np.savez")
+        raise UserError(f"{packed[0]} is compressed, a run's arrays are not; save it by np.savez")
     arrays = {}
     for member in members:
         key = member.filename.removesuffix(".npy")
@@ -91,7 +92,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check(where: str, level: str, classes: int, p, y) -> None:
+def _check(
+    where: str, level: str, classes: int, p: np.ndarray | None, y: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probabilities and labels of a level, once they are known to be valid."""
     if p is None or y is None or y.ndim != 1 or p.shape != (len(y), classes) or not len(y):
         raise UserError(
             f"{where} needs p_{level} [N, {classes}] and labels_{level} [N], N > 0; got "
@@ -109,3 +113,4 @@ def _check(where: str, level: str, classes: int, p, y) -> None:
             f"{where} has labels_{level} from {y.min()} to {y.max()}; allowed are 0 to "
             f"{classes - 1}"
         )
+    return p, y

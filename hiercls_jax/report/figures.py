@@ -1,10 +1,13 @@
 """The paper's figures from a run's own predictions: Figure 3 (curve) and Figure 1 (scatter)."""
 
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hiercls_jax import metrics
 from hiercls_jax.evaluation.evaluate import adapted
@@ -14,22 +17,87 @@ from hiercls_jax.hierarchy import Hierarchy
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402, after the choice of backend
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
 
-# Colour-blind safe (Okabe and Ito, 2008), for the levels in turn.
+# Colours that colour-blind people can tell apart (Okabe and Ito, 2008), for the levels in turn.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# On top of Matplotlib's own defaults: what a user has set would be in the files.
+# On top of Matplotlib's own defaults, because a user's settings would change the files.
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
-    "svg.hashsalt": "h",  # ids in the file that are the same each time
+    "svg.hashsalt": "h",  # the same ids in the file each time
     "text.parse_math": False,  # classes may have dollar signs in their names
 }
+FILES: dict[str, dict[str, Any]] = {  # by suffix, the options of `savefig`
+    ".png": {"dpi": 150},
+    ".svg": {"metadata": {"Date": None}},
+}
+CurvesBySize = Mapping[int, Mapping[str, Mapping[str, np.ndarray]]]
+"""Errors `[ensembles, A]` in percent, by ensemble size, level name and variant."""
+
+
+def draw_curve(folder: Path, results: Mapping[str, Any], hierarchy: Hierarchy, title: str) -> None:
+    """Draw the errors against alpha as `alpha_curve.png` and `.svg`.
+
+    Args:
+      folder: an existing folder.
+      results: has `alpha`, `curve` and `test_error` as `evaluate` returns them, and
+        `validation_error` if alpha was tuned.
+      hierarchy: the levels.
+      title: what was run.
+    """
+    curve = results["curve"]
+    errors = {level: curve[f"test_error_{level}"] for level in hierarchy.levels}
+    held_out = "validation_error" in results
+    tuned = (results["alpha"], results["test_error"]["tuned"]) if held_out else None
+    alpha_curve(folder / "alpha_curve", curve["alpha"], errors, tuned, title)
+
+
+def draw_run(
+    folder: Path,
+    results: Mapping[str, Any],
+    test: Predictions,
+    hierarchy: Hierarchy,
+    title: str,
+) -> None:
+    """Draw a run's `alpha_curve` and `scatter`, each as `.png` and `.svg`.
+
+    Args:
+      folder: an existing folder.
+      results: what `evaluate` returned.
+      test: the predictions on the test split.
+      hierarchy: the levels.
+      title: what was run.
+    """
+    draw_curve(folder, results, hierarchy, title)
+
+    upper = hierarchy.levels[-2]
+    parents = hierarchy.parents[-1]
+    before, after = adapted(test, hierarchy, results["alpha"], results.get("rule", "kl"))
+    q, adapted_q = (metrics.child_sums(levels[-1], parents) for levels in (before, after))
+    # The class on which the two levels disagree most shows most.
+    shown = int(np.argmax(np.abs(before[-2] - q).mean(axis=0)))
+    scatters(
+        folder / "scatter",
+        {
+            "before": (before[-2][:, shown], q[:, shown]),
+            "after adaptation": (after[-2][:, shown], adapted_q[:, shown]),
+        },
+        test.labels[upper] == shown,
+        hierarchy.names[-2][shown],
+        upper,
+    )
 
 
 def alpha_curve(
-    path: Path, alphas, errors: dict, tuned: tuple[float, dict] | None, title: str
+    path: Path,
+    alphas: ArrayLike,
+    errors: Mapping[str, ArrayLike],
+    tuned: tuple[float, Mapping[str, float]] | None,
+    title: str,
 ) -> None:
     """Draw top-1 error against alpha, one panel per level, in the manner of Figure 3.
 
@@ -37,10 +105,11 @@ def alpha_curve(
       path: file to write, without a suffix; `.png` and `.svg` are written.
       alphas: `[A]`.
       errors: `[A]` in [0, 1] by level name, on test data.
-      tuned: the alpha chosen on validation data and the errors there by level name, marked; None
-        where none was chosen.
+      tuned: the alpha chosen on validation data and the errors there by level name, to be marked;
+        None if no alpha was tuned.
       title: what was run.
     """
+    alphas = np.asarray(alphas)
     with plt.style.context(["default", STYLE]):
         width = 4.2 * len(errors)
         figure, axes = plt.subplots(1, len(errors), figsize=(width, 3.2), squeeze=False)
@@ -73,22 +142,27 @@ def alpha_curve(
 
 
 def variant_curves(
-    path: Path, alphas, errors: dict, title: str, adapted_first: dict | None = None
+    path: Path,
+    alphas: np.ndarray,
+    errors: CurvesBySize,
+    title: str,
+    adapted_first: CurvesBySize | None = None,
 ) -> None:
     """Draw top-1 error against alpha, one panel per level and ensemble size, as in Figure 3.
 
-    A line for each variant, the mean over ensembles, with one standard deviation shaded; dashed,
-    where ensembles have more than one member, the mean of those that are adapted before averaging.
+    Each variant has a line, the mean over ensembles, and a shade of one standard deviation. In the
+    panels of ensembles with several members, a dashed line is the mean of those ensembles whose
+    members are adapted before they are averaged.
 
     Args:
       path: file to write, without a suffix; `.png` and `.svg` are written.
       alphas: `[A]`.
-      errors: by ensemble size, by level name, by variant, `[ensembles, A]` in percent.
+      errors: errors in percent.
       title: what was trained.
       adapted_first: like `errors`.
     """
     sizes, levels = list(errors), list(next(iter(errors.values())))
-    # A variant has its colour in every panel, also where others have too few instances for it.
+    # A variant keeps its colour in every panel, even if others have too few runs for that panel.
     variants = dict.fromkeys(
         v for by_level in errors.values() for of in by_level.values() for v in of
     )
@@ -120,7 +194,7 @@ def variant_curves(
             ax.set_xlabel("α")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         if adapted_first is not None and len(sizes) > 1:
-            handles.append(plt.Line2D([], [], color="0.4", lw=1, ls="--"))
+            handles.append(Line2D([], [], color="0.4", lw=1, ls="--"))
             labels.append("adapted, then averaged")
         figure.legend(
             handles, labels, loc="outside lower center", ncols=len(handles), frameon=False
@@ -129,7 +203,13 @@ def variant_curves(
         _save(figure, path)
 
 
-def scatters(path: Path, panels: dict, member, name: str, level: str) -> None:
+def scatters(
+    path: Path,
+    panels: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    member: np.ndarray,
+    name: str,
+    level: str,
+) -> None:
     """Draw P against Q for one coarse class, a panel each, as in Figure 1.
 
     Args:
@@ -161,39 +241,11 @@ def scatters(path: Path, panels: dict, member, name: str, level: str) -> None:
         _save(figure, path)
 
 
-def _save(figure, path: Path) -> None:
-    """Write both files."""
+def _save(figure: Figure, path: Path) -> None:
+    """Write the figure as `.png` and `.svg`, and close it."""
     try:
-        for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
+        for suffix, options in FILES.items():
             with atomic_write(path.with_suffix(suffix)) as temporary:
                 figure.savefig(temporary, **options)
     finally:
         plt.close(figure)
-
-
-def draw_run(
-    folder: Path, results: dict, test: Predictions, hierarchy: Hierarchy, title: str
-) -> None:
-    """Write `alpha_curve` and `scatter` as `.png` and `.svg` into `folder`."""
-    curve = results["curve"]
-    errors = {level: curve[f"test_error_{level}"] for level in hierarchy.levels}
-    held_out = "validation_error" in results
-    tuned = (results["alpha"], results["test_error"]["tuned"]) if held_out else None
-    alpha_curve(folder / "alpha_curve", np.array(curve["alpha"]), errors, tuned, title)
-
-    upper, lower = hierarchy.levels[-2:]
-    parents = hierarchy.parents[-1]
-    before, after = adapted(test, hierarchy, results["alpha"])
-    q, adapted_q = (metrics.child_sums(levels[-1], parents) for levels in (before, after))
-    # The class whose two answers differ most: where there is most to see.
-    shown = int(np.argmax(np.abs(before[-2] - q).mean(axis=0)))
-    scatters(
-        folder / "scatter",
-        {
-            "before": (before[-2][:, shown], q[:, shown]),
-            "after adaptation": (after[-2][:, shown], adapted_q[:, shown]),
-        },
-        test.labels[upper] == shown,
-        hierarchy.names[-2][shown],
-        upper,
-    )

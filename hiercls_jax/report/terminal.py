@@ -1,10 +1,19 @@
-"""What a run prints when it is finished: a table of errors."""
+"""Results as text: what a run, and the adaptation of tables, print at their end."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from hiercls_jax.hierarchy import Hierarchy
 
 
-def error_table(results: dict, hierarchy: Hierarchy) -> str:
-    """Return test errors by level at each setting of alpha as an aligned table, in percent."""
+def error_table(results: Mapping[str, Any], hierarchy: Hierarchy) -> str:
+    """Return test errors by level at each setting of alpha as an aligned table, in percent.
+
+    Args:
+      results: has `alpha` and `test_error` as `evaluate` returns them, and `validation_error` if
+        alpha was tuned.
+      hierarchy: the levels.
+    """
     errors = results["test_error"]
     names = {name: name.replace("=", " = ") for name in errors}
     chosen = "tuned" if "validation_error" in results else "chosen"
@@ -19,4 +28,32 @@ def error_table(results: dict, hierarchy: Hierarchy) -> str:
             for level, w in zip(hierarchy.levels, columns, strict=True)
         )
         lines.append(f"{name:<{width}}  {'  '.join(cells)}")
+    return "\n".join(lines)
+
+
+def describe_adaptation(results: Mapping[str, Any], hierarchy: Hierarchy) -> str:
+    """Return what the adaptation of tables did, and its errors if there were labels.
+
+    Args:
+      results: the contents of `report.json`.
+      hierarchy: the levels.
+    """
+    lines = [
+        f"adapted {results['rows']:,} rows by {results['method']}, alpha = {results['alpha']:.4g}"
+    ]
+    gap, changed = results["coherence_gap"], results["changed_predictions"]
+    for pair, before in gap["before"].items():
+        after = gap["after"][pair]
+        lines.append(f"mass on which {pair} disagree: {before:.4f} before, {after:.4f} after")
+    for level, share in changed.items():
+        lines.append(f"predictions changed, {level}: {100 * share:.2f} %")
+    if "test_error" in results:
+        tuned, measured = results["tuned_on_rows"], results["measured_on_rows"]
+        if not tuned:
+            note = f"errors of all {measured:,} rows"
+        elif tuned == measured == results["rows"]:
+            note = f"alpha was tuned on the same {tuned:,} rows: these errors are optimistic"
+        else:
+            note = f"alpha was tuned on {tuned:,} random rows; errors of the other {measured:,}"
+        lines += ["", error_table(results, hierarchy), note]
     return "\n".join(lines)

@@ -1,22 +1,24 @@
-"""Tables with a row per sample and a column per class, in files: .npy, .npz, CSV and Parquet.
+"""Files with a row per sample and a column per class: .npy, .npz, CSV and Parquet.
 
-Every format is read and written a chunk of rows at a time, so that memory does not grow with the
-number of rows. Plain reads and writes, no memory maps: what the kernel caches of a file is not
-memory of the process. Nothing is ever unpickled. Rows are counted from 0, a header not among them.
+Every format is read and written in chunks of rows, so that memory does not grow with the number of
+rows. Reads and writes are plain, without memory maps, so that the kernel's cache of a file does not
+count as memory of the process. Nothing is ever unpickled. Rows count from 0; a header is no row.
 
-CSV and Parquet name their columns, which may then stand in any order.
+CSV and Parquet name their columns, so that columns may have any order.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from reprlib import repr as shortened
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hiercls_jax.errors import preview
 from hiercls_jax.tables import csv_files, numpy_files, parquet_files
 from hiercls_jax.tables.table import (
+    Format,
     Table,
     TableError,
     as_table_error,
@@ -26,7 +28,7 @@ from hiercls_jax.tables.table import (
 
 __all__ = ["FORMATS", "Table", "TableError", "open_table", "read_labels", "write_table"]
 
-_MODULES = {
+_MODULES: dict[str, Format] = {
     "npy": numpy_files, "npz": numpy_files, "csv": csv_files, "parquet": parquet_files,
 }  # fmt: skip
 FORMATS = tuple(_MODULES)
@@ -36,18 +38,18 @@ def open_table(name: str, classes: Sequence[str], scratch: Path | None = None) -
     """Open a table of numbers with one column for each class.
 
     Args:
-      name: a file; its suffix tells the format. One array of several in an `.npz` file is
+      name: a file; its suffix tells the format. If an `.npz` file has several arrays, name one:
         `file.npz:key`, such as `predictions.npz:test/p_fine`.
       classes: names of the K classes, in the order in which the columns are wanted.
-      scratch: folder for an unnamed temporary file of the size of the largest row group, made
-        where a Parquet file has row groups too large for memory; the system's own by default.
+      scratch: folder for an unnamed temporary file of the size of the largest row group, needed if
+        a Parquet file has row groups too large for memory. Default: the system's own.
 
     Returns:
-      The table, checked as far as its size and columns; reading checks the rest.
+      The table. Its size and columns are checked here; reading checks the rest.
 
     Raises:
-      TableError: where the file is missing, damaged, of another kind or shape, or has columns
-        that are not the classes.
+      TableError: if the file is missing or damaged, has another kind or shape, or its columns are
+        not the classes.
     """
     format_ = _format_of(name)
     with as_table_error(name):
@@ -62,27 +64,25 @@ def read_labels(name: str, classes: Sequence[str], rows: int | None = None) -> n
       name: a file as in `open_table`, with one column or a one-dimensional array: indices in
         `[0, K)`, or names of classes.
       classes: names of the K classes.
-      rows: how many there must be, where that is known: a compressed file of others is not read.
+      rows: the number of rows, if it is known: a compressed file of another number is not read.
 
     Returns:
       int32 `[N]` in `[0, K)`.
 
     Raises:
-      TableError: as `open_table` does, and for a class that there is not, with its row.
+      TableError: as `open_table`, and for an unknown class, with its row.
     """
     format_ = _format_of(name)
     with as_table_error(name):
         values = _MODULES[format_].read_column(name, classes, rows)
     check_rows(name, len(values), rows)
-    if isinstance(values, list):
-        index = {class_: i for i, class_ in enumerate(classes)}
-        ids = np.array([index.get(value, -1) for value in values])
-    else:
-        ids = values
+    index = {class_: i for i, class_ in enumerate(classes)}
+    ids = (
+        np.array([index.get(value, -1) for value in values]) if isinstance(values, list) else values
+    )
     bad = np.flatnonzero((ids < 0) | (ids >= len(classes)))
     if bad.size:
-        value = values[bad[0]]
-        value = value if isinstance(value, str) else int(value)
+        value = values[bad[0]] if isinstance(values, list) else int(values[bad[0]])
         raise TableError(
             f"{name}, row {bad[0]} (from 0): unknown class {shortened(value)}; allowed "
             f"are 0 to {len(classes) - 1}, or the names {preview(classes)}"
@@ -91,18 +91,20 @@ def read_labels(name: str, classes: Sequence[str], rows: int | None = None) -> n
 
 
 @contextlib.contextmanager
-def write_table(path: Path, columns: Sequence[str], rows: int, dtype=np.float32):
+def write_table(
+    path: Path, columns: Sequence[str], rows: int, dtype: DTypeLike = np.float32
+) -> Iterator[Callable[[np.ndarray], object]]:
     """Write a table to a new file, chunk by chunk.
 
     Args:
-      path: the file; its suffix tells the format. The array in an `.npz` file is called as the
-        file is without its suffix.
+      path: the file; its suffix tells the format. The array in an `.npz` file gets the file's
+        name without the suffix.
       columns: names of the K columns; CSV and Parquet keep them.
-      rows: how many rows will be written in all.
-      dtype: of numbers, or `str` in CSV and Parquet.
+      rows: number of rows in all.
+      dtype: a type of numbers; in CSV and Parquet also `str`.
 
     Yields:
-      A function that takes the next chunk, `[n, K]` of `dtype`.
+      A function that writes the next chunk, `[n, K]` of `dtype`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""CSV, UTF-8 and with commas. Blank lines are skipped.
+"""CSV files in UTF-8, with commas. Blank lines are skipped.
 
-The first line is a header where it holds the names of the classes, or anything not a number.
+The first line is a header if its cells are the classes, or if one of them is no number.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hiercls_jax.tables.table import TableError, check_shape, column_order
+from hiercls_jax.tables.table import Rows, TableError, check_shape, column_order
 
 
-def open_numbers(name: str, classes: Sequence[str], scratch) -> tuple[int, Callable]:
+def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tuple[int, Rows]:
     """Return the number of rows, and the function that reads them."""
     with _open(name) as lines:
         first = _cells(next(lines, ""))
@@ -35,8 +35,8 @@ def open_numbers(name: str, classes: Sequence[str], scratch) -> tuple[int, Calla
     return rows, read
 
 
-def read_column(name: str, classes: Sequence[str], rows) -> np.ndarray | list[str]:
-    """Return integers or names `[N]`; names where every cell is the name of a class."""
+def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarray | list[str]:
+    """Return integers or names `[N]`; names if every cell is the name of a class."""
     with _open(name) as lines:
         table = [_cells(line) for line in lines]
     known, is_header = set(classes), 0
@@ -52,20 +52,22 @@ def read_column(name: str, classes: Sequence[str], rows) -> np.ndarray | list[st
 
 
 @contextlib.contextmanager
-def write_rows(path: Path, columns: Sequence[str], rows: int, dtype: np.dtype):
+def write_rows(
+    path: Path, columns: Sequence[str], rows: int, dtype: np.dtype
+) -> Iterator[Callable[[np.ndarray], object]]:
     """Yield a function that writes the next rows `[n, K]`."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         if dtype.kind == "U":
             yield lambda chunk: writer.writerows(chunk.tolist())
-        else:  # nine digits give the same float32 back
+        else:  # nine digits restore every float32 exactly
             yield lambda chunk: np.savetxt(file, chunk, "%.9g", ",")
 
 
 @contextlib.contextmanager
-def _open(name: str):
-    """Open a text file as an iterator over those of its lines that are not blank."""
+def _open(name: str) -> Iterator[Iterator[str]]:
+    """Open a text file as an iterator over its lines without the blank ones."""
     with open(name, encoding="utf-8-sig", newline="") as file:
         yield (line for line in file if not line.isspace())
 
@@ -87,12 +89,12 @@ def _is_integer(cell: str) -> bool:
 
 
 def _parse(name: str, lines: list[str], width: int, start: int) -> np.ndarray:
-    """Return lines of numbers as `[len(lines), width]`; `start` is the row of the first."""
+    """Return lines of numbers as `[len(lines), width]`; `start` is the first line's row."""
     try:
         chunk = np.loadtxt(lines, np.float32, comments=None, delimiter=",", quotechar='"', ndmin=2)
         if chunk.shape == (len(lines), width):
             return chunk
-    except ValueError:  # its message counts rows from the first of these lines
+    except ValueError:  # its message counts from the first of these lines, not of the file
         pass
     for row, line in enumerate(lines, start):
         cells = _cells(line)

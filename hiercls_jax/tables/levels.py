@@ -16,17 +16,17 @@ class LevelTables:
 
     Args:
       hierarchy: L levels of N_l classes.
-      tables: L tables of N_l columns, coarsest level first, of probabilities: not negative, each
-        row summing to 1 within `SUM_TOLERANCE`; in a ragged hierarchy together with the leaves of
-        the levels above it.
+      tables: L tables of N_l columns, coarsest level first. They hold probabilities: not negative,
+        and each row sums to 1 within `SUM_TOLERANCE`; in a ragged hierarchy it sums to 1 together
+        with the leaves of the levels above.
       logits: the tables hold logits instead, and each level's softmax is taken.
-      renormalize: rows of any sum are allowed, and divided by it.
+      renormalize: rows may have any sum, and are divided by it.
 
-    In a ragged hierarchy, a softmax and a renormalized row are probabilities given that the sample
-    is of that level, not of a leaf above: they get the mass that those leaves leave over.
+    In a ragged hierarchy, a softmax or a renormalized row holds probabilities given that the sample
+    is not a leaf of a level above. It is scaled to the mass that those leaves leave.
 
     Raises:
-      TableError: where tables have different numbers of rows.
+      TableError: if tables have different numbers of rows.
     """
 
     hierarchy: Hierarchy
@@ -34,7 +34,7 @@ class LevelTables:
     logits: bool = False
     renormalize: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         first = self.tables[0]
         for table in self.tables[1:]:
             if table.rows != first.rows:
@@ -49,10 +49,12 @@ class LevelTables:
         return self.tables[0].rows
 
     def chunks(self, size: int) -> Iterator[list[np.ndarray]]:
-        """Read marginals from the start: L arrays float32 `[n, N_l]`, n = `size` but in the last.
+        """Read marginals from the start: L arrays float32 `[n, N_l]` at a time.
+
+        All chunks have n = `size`, but the last has the rest.
 
         Raises:
-          TableError: for a value or a sum that is not allowed, with its file and row.
+          TableError: if a value or a sum is not allowed; it names the file and the row.
         """
         start = 0
         for chunks in zip(*(table.chunks(size) for table in self.tables), strict=True):
@@ -65,8 +67,10 @@ class LevelTables:
             yield levels
             start += len(room)
 
-    def _probabilities(self, level: int, start: int, values, room) -> np.ndarray:
-        """Return a level's rows, the first of them `start`, as probabilities that sum to `room`."""
+    def _probabilities(
+        self, level: int, start: int, values: np.ndarray, room: np.ndarray
+    ) -> np.ndarray:
+        """Return a level's rows from `start` on as probabilities that sum to `room`."""
         self._check_values(level, start, values)
         if self.logits:
             values = np.exp(values - values.max(axis=1, keepdims=True))
@@ -75,7 +79,7 @@ class LevelTables:
         bad = (total == 0) & (room > 0) if scaled else abs(total - room) > SUM_TOLERANCE
         if bad.any():
             row = int(bad.argmax())
-            above = "" if room[row] == 1 else ", what the leaves above leave over"
+            above = "" if room[row] == 1 else ", because the leaves above have the rest"
             remedy = "" if scaled else "; --renormalize divides each row by its sum"
             raise TableError(
                 f"{self._where(level, start + row)}: sums to {total[row]:.6g}, allowed is "
@@ -86,9 +90,9 @@ class LevelTables:
             np.multiply(values, room[:, None], out=values)
         return values
 
-    def _check_values(self, level: int, start: int, values) -> None:
-        low, what = (-np.inf, "numbers or -inf") if self.logits else (0, "numbers from 0 to 1")
-        allowed = (values >= low) & (values < np.inf)  # NaN is neither
+    def _check_values(self, level: int, start: int, values: np.ndarray) -> None:
+        low, what = (-np.inf, "numbers or -inf") if self.logits else (0.0, "numbers from 0 to 1")
+        allowed = (values >= low) & (values < np.inf)  # False for NaN
         if not allowed.all():
             row, column = np.argwhere(~allowed)[0]
             raise TableError(

@@ -5,11 +5,13 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from hiercls_jax.errors import preview
 from hiercls_jax.tables.table import (
+    Rows,
     TableError,
     check_rows,
     check_shape,
@@ -21,7 +23,7 @@ _LONGEST = 4096  # bytes of a class's name: 1024 characters
 _LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
 
 
-def open_numbers(name: str, classes: Sequence[str], scratch) -> tuple[int, Callable]:
+def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tuple[int, Rows]:
     """Return the number of rows, and the function that reads them."""
     with open_array(name) as (_, shape, dtype):
         if dtype.kind not in "fiub":
@@ -41,7 +43,7 @@ def open_numbers(name: str, classes: Sequence[str], scratch) -> tuple[int, Calla
     return rows, read
 
 
-def read_column(name: str, classes, rows: int | None) -> np.ndarray | list[str]:
+def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarray | list[str]:
     """Return integers or names `[N]`."""
     with open_array(name) as (stream, shape, dtype):
         if len(shape) != 1 or dtype.kind not in "iuU":
@@ -50,17 +52,19 @@ def read_column(name: str, classes, rows: int | None) -> np.ndarray | list[str]:
             )
         if dtype.itemsize > _LONGEST:
             raise TableError(f"{name}: {dtype}, allowed are names of {_LONGEST // 4:,} characters")
-        check_rows(name, *shape, rows)
+        check_rows(name, shape[0], rows)
         values = read_exactly(name, stream, dtype, shape)
         return values.tolist() if dtype.kind == "U" else values
 
 
 @contextlib.contextmanager
-def write_rows(path: Path, columns: Sequence[str], rows: int, dtype: np.dtype):
+def write_rows(
+    path: Path, columns: Sequence[str], rows: int, dtype: np.dtype
+) -> Iterator[Callable[[np.ndarray], object]]:
     """Yield a function that writes the next rows `[n, K]`."""
     with contextlib.ExitStack() as stack:
         if path.suffix == ".npy":
-            file = stack.enter_context(open(path, "wb"))
+            file: IO[bytes] = stack.enter_context(open(path, "wb"))
         else:
             archive = stack.enter_context(zipfile.ZipFile(path, "w"))
             file = stack.enter_context(archive.open(f"{path.stem}.npy", "w", force_zip64=True))
@@ -74,12 +78,12 @@ def write_rows(path: Path, columns: Sequence[str], rows: int, dtype: np.dtype):
 
 
 @contextlib.contextmanager
-def open_array(name: str):
-    """Open an array of the size its header says: (stream behind the header, shape, dtype)."""
+def open_array(name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
+    """Open an array and check its size; yield the stream behind its header, its shape and dtype."""
     with contextlib.ExitStack() as stack:
         path, key = split_key(name)
         if Path(path).suffix.lower() == ".npy":
-            stream = stack.enter_context(open(path, "rb"))
+            stream: IO[bytes] = stack.enter_context(open(path, "rb"))
             size = stream.seek(0, io.SEEK_END)
             stream.seek(0)
         else:
@@ -113,12 +117,12 @@ def _choose(path: str, members: list[str], key: str | None) -> str:
 
 
 class _Bounded:
-    """A stream of which NumPy reads no header that is too long: it may claim to have 4 GB."""
+    """A stream from which NumPy cannot read too long a header: a header may claim 4 GB."""
 
-    def __init__(self, name: str, stream):
+    def __init__(self, name: str, stream: IO[bytes]) -> None:
         self._name, self._stream = name, stream
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = 0, /) -> bytes:
         if size > _LONGEST_HEADER:
             raise TableError(
                 f"{self._name} is damaged: a header of {size:,} bytes, allowed are "
@@ -127,13 +131,13 @@ class _Bounded:
         return self._stream.read(size)
 
 
-def _read_header(name: str, stream):
-    stream = _Bounded(name, stream)
-    version = np.lib.format.read_magic(stream)
+def _read_header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    bounded = _Bounded(name, stream)
+    version = np.lib.format.read_magic(bounded)
     if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
+        return np.lib.format.read_array_header_1_0(bounded)
     if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(stream)
+        return np.lib.format.read_array_header_2_0(bounded)
     raise TableError(f"{name} is of .npy version {version}, allowed are (1, 0) and (2, 0)")
 
 
@@ -149,6 +153,6 @@ def _check_size(name: str, size: int, shape: tuple[int, ...], dtype: np.dtype) -
         )
     if size > wanted:
         raise TableError(
-            f"{name} is damaged: {size:,} bytes where its header's {dtype} {list(shape)} allows "
-            f"{wanted:,}"
+            f"{name} is damaged: it has {size:,} bytes, but its header's {dtype} {list(shape)} "
+            f"allows {wanted:,}"
         )

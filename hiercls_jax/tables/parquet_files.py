@@ -1,14 +1,17 @@
-"""Parquet, by pyarrow, which is imported where it is needed: it is an optional dependency."""
+"""Parquet files, by pyarrow. It is optional, and so imported only when it is needed."""
 
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from hiercls_jax.errors import preview
 from hiercls_jax.tables.table import (
+    Rows,
     TableError,
     check_rows,
     check_shape,
@@ -16,14 +19,14 @@ from hiercls_jax.tables.table import (
     read_exactly,
 )
 
-# A reader holds a page and a dictionary of every column it reads, 1 MiB each as most programs
-# write them: a thousand columns at once take gigabytes, whatever the number of rows asked for.
+# A reader holds a page and a dictionary of every column that it reads, and most programs write them
+# with 1 MiB each. A thousand columns at once take gigabytes, however few rows are asked for.
 GROUP_BYTES = 2**26  # a row group up to this size is read with all its columns at once
-BLOCK = 16  # columns of a larger one that are read at once
-WRITTEN_BYTES = 2**25  # of a row group as it is written; smaller ones are slow to read
+BLOCK = 16  # columns that are read at once of a larger row group
+WRITTEN_BYTES = 2**25  # of a row group that is written; smaller ones are slow to read
 
 
-def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tuple[int, Callable]:
+def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tuple[int, Rows]:
     """Return the number of rows, and the function that reads them."""
     arrow, parquet = _import(name)
     with parquet.ParquetFile(name) as file:
@@ -49,7 +52,7 @@ def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tup
     return sum(groups), read
 
 
-def read_column(name: str, classes, rows: int | None) -> np.ndarray | list[str]:
+def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarray | list[str]:
     """Return integers or names `[N]`."""
     arrow, parquet = _import(name)
     with parquet.ParquetFile(name) as file:
@@ -70,31 +73,33 @@ def read_column(name: str, classes, rows: int | None) -> np.ndarray | list[str]:
 
 
 @contextlib.contextmanager
-def write_rows(path: Path, columns: Sequence[str], rows: int, dtype: np.dtype):
+def write_rows(
+    path: Path, columns: Sequence[str], rows: int, dtype: np.dtype
+) -> Iterator[Callable[[np.ndarray], object]]:
     """Yield a function that writes the next rows `[n, K]`."""
-    arrow, parquet = _import(path)
+    arrow, parquet = _import(str(path))
     kind = arrow.string() if dtype.kind == "U" else arrow.from_numpy_dtype(dtype)
     schema = arrow.schema([(column, kind) for column in columns])
     group = max(1, WRITTEN_BYTES // (dtype.itemsize or 32) // len(columns))
-    held = []
+    held: list[Any] = []  # record batches
 
-    def write(chunk):
+    def write(chunk: np.ndarray) -> None:
         arrays = [arrow.array(column, kind) for column in chunk.T]
         held.append(arrow.record_batch(arrays, schema=schema))
         if sum(map(len, held)) >= group:
             flush()
 
-    def flush():
+    def flush() -> None:
         writer.write_table(arrow.Table.from_batches(held, schema), group)
         held.clear()
 
-    # Probabilities hardly repeat: dictionaries of them would cost time and space.
+    # No dictionaries of probabilities: they hardly repeat, and would cost time and space.
     with parquet.ParquetWriter(path, schema, use_dictionary=dtype.kind == "U") as writer:
         yield write
         flush()
 
 
-def _import(name):
+def _import(name: str) -> tuple[ModuleType, ModuleType]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -106,8 +111,10 @@ def _import(name):
     return pyarrow, pyarrow.parquet
 
 
-def _read_group(file, group: int, rows: int, classes, size: int, scratch) -> Iterator[np.ndarray]:
-    """Read a row group, a large one by way of a file that has it in blocks of columns."""
+def _read_group(
+    file: Any, group: int, rows: int, classes: Sequence[str], size: int, scratch: Path | None
+) -> Iterator[np.ndarray]:
+    """Read a row group of a ParquetFile; a large one through a file with blocks of its columns."""
 
     def read(columns: Sequence[str]) -> Iterator[np.ndarray]:
         for batch in file.iter_batches(size, [group], list(columns), use_threads=False):
@@ -126,7 +133,8 @@ def _read_group(file, group: int, rows: int, classes, size: int, scratch) -> Ite
             for piece in read(block):
                 store.write(piece.data)
         for start in range(0, rows, size):
-            count, parts, column = min(size, rows - start), [], 0
+            count, column = min(size, rows - start), 0
+            parts: list[np.ndarray] = []
             for block in blocks:
                 store.seek(4 * (rows * column + start * len(block)))
                 shape = count, len(block)
@@ -136,8 +144,9 @@ def _read_group(file, group: int, rows: int, classes, size: int, scratch) -> Ite
 
 
 def _rechunk(pieces: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Cut arrays of any numbers of rows into arrays of `size` rows, and a last of what is left."""
-    held, count = [], 0
+    """Cut arrays of any numbers of rows into arrays of `size` rows; the last has the rest."""
+    held: list[np.ndarray] = []
+    count = 0
     for piece in pieces:
         while count + len(piece) >= size:
             head, piece = piece[: size - count], piece[size - count :]

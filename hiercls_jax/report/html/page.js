@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  // Data: counts at every position of the slider, made by page_data.py, which documents them.
+  // Data: counts at every position of the slider, made by page_contents.py, which documents them.
 
   const data = JSON.parse(document.getElementById("data").textContent);
   const TYPES = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array };
@@ -1142,6 +1142,7 @@
         area.parentElement.append(make("p", { class: "note" }, ...keys));
       }
     }
+    if (!host.children.length) $("training").remove();
   }
 
   function measures() {

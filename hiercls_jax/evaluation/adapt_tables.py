@@ -1,0 +1,152 @@
+"""Adapt tables of any classifier's probabilities: choose alpha on labelled rows, and measure."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hiercls_jax.adaptation.alpha import widest_midpoint
+from hiercls_jax.adaptation.error_curve import StepFunction, curve_of_intervals
+from hiercls_jax.errors import UserError
+from hiercls_jax.evaluation.evaluate import errors_at_settings, sample_curves
+from hiercls_jax.evaluation.outcomes import SampleOutcomes, sample_rows
+from hiercls_jax.tables import read_labels
+from hiercls_jax.tables.adapter import Adapter
+from hiercls_jax.tables.levels import LevelTables
+from hiercls_jax.tables.streaming import measure_intervals, predict, sample_scores
+
+SEED = 0  # of the rows that alpha is tuned on
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """Tables to adapt, the rule compiled for them, and their labels.
+
+    Args:
+      tables: N samples on L levels.
+      adapter: the rule, compiled for these levels.
+      labels: L integer arrays `[N]`, positions in the level's cut; None without labels.
+    """
+
+    tables: LevelTables
+    adapter: Adapter
+    labels: Sequence[np.ndarray] | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """The alpha to adapt by, and what the labels show.
+
+    Args:
+      alpha: given, or tuned on `tuning`.
+      tuning: bool `[N]`, the rows that alpha was tuned on.
+      test: bool `[N]`, the rows that errors are measured on; without labels, all rows.
+      intervals: float64 `[L, N, 2]`, as `measure_intervals` returns them; None without labels.
+      results: the errors, in JSON's types; empty without labels.
+      largest: the largest alpha.
+    """
+
+    alpha: float
+    tuning: np.ndarray
+    test: np.ndarray
+    intervals: np.ndarray | None
+    results: dict[str, Any]
+    largest: float
+
+    def held_out_curves(self) -> list[StepFunction]:
+        """Return each level's error on the tuning rows, if errors are measured on other rows."""
+        if self.intervals is None or not self.tuning.any() or (self.tuning & self.test).any():
+            return []
+        return _curves(self.intervals, self.tuning, self.largest)
+
+
+def read_level_labels(name: str, tables: LevelTables) -> tuple[np.ndarray, ...]:
+    """Read the leaf of each sample, and return int32 `[N]` per level: positions in its cut.
+
+    Raises:
+      TableError: if the file is not a column of N leaves.
+    """
+    leaf_ids = read_labels(name, tables.hierarchy.leaf_names, tables.rows)
+    return tables.hierarchy.labels(leaf_ids)
+
+
+def measure(inputs: Inputs, alpha: float | None, tune_fraction: float) -> Measured:
+    """Choose alpha, and measure every level's errors on rows that had no part in the choice.
+
+    Args:
+      inputs: N samples.
+      alpha: the alpha to adapt by; None to tune it, which needs labels.
+      tune_fraction: share of the rows, chosen at random, that alpha is tuned on, in [0, 1]. Errors
+        are measured on the other rows, or on all of them if it is 1 or `alpha` is given.
+
+    Raises:
+      UserError: if no row is left to tune alpha on, or to measure errors on.
+      TableError: if a table or its labels cannot be read.
+      ValueError: if alpha shall be tuned without labels.
+    """
+    hierarchy, largest = inputs.tables.hierarchy, inputs.adapter.largest_alpha
+    if inputs.labels is None:
+        if alpha is None:
+            raise ValueError("alpha is None, to be tuned; that needs labels")
+        nothing = np.zeros(inputs.tables.rows, bool)
+        return Measured(alpha, nothing, ~nothing, None, {}, largest)
+    tuning, test = _split(inputs.tables.rows, alpha is None, tune_fraction)
+    intervals = measure_intervals(inputs.tables, inputs.adapter, inputs.labels)
+    results: dict[str, Any] = {
+        "measured_on_rows": int(test.sum()),
+        "tuned_on_rows": int(tuning.sum()),
+    }
+    if alpha is None:
+        curves = _curves(intervals, tuning, largest)
+        alpha = widest_midpoint(sum(curves[1:], curves[0]).minimisers())
+        results["validation_error"] = errors_at_settings(curves, hierarchy, alpha)
+    curves = _curves(intervals, test, largest)
+    results["test_error"] = errors_at_settings(curves, hierarchy, alpha)
+    results["curve"] = sample_curves(curves, hierarchy)
+    return Measured(alpha, tuning, test, intervals, results, largest)
+
+
+def sample_outcomes(inputs: Inputs, measured: Measured) -> SampleOutcomes:
+    """Return the outcomes of the test rows, with the scores of as many as the report can keep.
+
+    Without labels, each row's predictions before adaptation stand in for them.
+    """
+    tables, adapter = inputs.tables, inputs.adapter
+    labels, intervals = inputs.labels, measured.intervals
+    if labels is None or intervals is None:
+        labels = predict(tables, adapter)
+        intervals = measure_intervals(tables, adapter, labels)
+    rows = np.flatnonzero(measured.test)
+    sampled = sample_rows(rows, tables.hierarchy)
+    before, target = sample_scores(tables, adapter, sampled)
+    return SampleOutcomes(
+        intervals[:, measured.test],
+        labels[-1][measured.test],
+        np.searchsorted(rows, sampled),
+        before,
+        target,
+        measured.largest,
+        numbers=rows,
+        labelled=inputs.labels is not None,
+    )
+
+
+def _split(rows: int, tune: bool, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return bool `[rows]` twice: the rows to tune alpha on, and those to measure errors on."""
+    tuning = np.zeros(rows, bool)
+    if tune:
+        order = np.random.default_rng(SEED).permutation(rows)
+        tuning = order < round(fraction * rows)
+    test = ~tuning | (fraction == 1)
+    if not test.any() or (tune and not tuning.any()):
+        raise UserError(
+            f"--tune_fraction={fraction:g} of {rows} labelled rows leaves no row to tune "
+            "alpha on or to measure errors on; use 1 for both on all, or give a number: --alpha=1"
+        )
+    return tuning, test
+
+
+def _curves(intervals: np.ndarray, rows: np.ndarray, largest: float) -> list[StepFunction]:
+    """Return each level's error against alpha on the rows that are True in bool `[N]`."""
+    return [curve_of_intervals(of_level[rows], largest) for of_level in intervals]
