@@ -20,7 +20,7 @@ from hiercls_jax.evaluation.evaluate import adapted, evaluate
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.files import write_json
 from hiercls_jax.hierarchy import Hierarchy
-from hiercls_jax.models.costs import format_table, merge_summaries, summarise
+from hiercls_jax.models.costs import Summary, format_table, merge_summaries, summarise
 from hiercls_jax.report import figures, page
 from hiercls_jax.report.terminal import error_table
 from hiercls_jax.runtime import huge_pages, parallel
@@ -53,7 +53,7 @@ class Trained:
     progress: Progress
 
 
-def summary(config: ConfigDict) -> tuple[dict, str]:
+def summary(config: ConfigDict) -> tuple[Summary, str]:
     """Return a config's parameters and multiply-adds, as a dict and as a table."""
     hierarchy = experiment.load_hierarchy(config)
     counts = merge_summaries(

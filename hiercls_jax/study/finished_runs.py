@@ -192,8 +192,7 @@ def write_pages(folder: Path, runs: Runs, record: Mapping[str, Any]) -> list[str
         every = [run.splits for run in by_seed.values()]
         averaged = {split: ensembles.average([of[split] for of in every]) for split in every[0]}
         config = common_config(by_seed)
-        rule = config.get("adapt.rule", "kl")
-        results = {"rule": rule, **evaluate(averaged, runs.hierarchy, RULES[rule])}
+        results = evaluate(averaged, runs.hierarchy, config.get("adapt.rule", "kl"))
         seeds = ", ".join(map(str, sorted(by_seed)))
         page.write_results(
             folder / f"report-{arch}-{variant}.html",
