@@ -1,6 +1,5 @@
 """A tiny data set and a tiny merged network, which several tests train, and how to compile them."""
 
-import contextlib
 import dataclasses
 import errno
 import io
@@ -47,17 +46,6 @@ def quick_pmap(step, axis_name: str, devices: int, donate_argnums=()):
         return programs[0](*args)
 
     return run
-
-
-@contextlib.contextmanager
-def enable_x64(on: bool = True):
-    """Compute in float64 within the block (JAX's context manager moved between its versions)."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", on)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", before)
 
 
 class Stage(nn.Module):

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import enable_x64, quick_jit, quick_pmap
+from small import quick_jit, quick_pmap
 
+from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.models.cpu_gradients import (
     Normalised,
     average_pool,

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from small import enable_x64, quick_jit, quick_pmap
+from small import quick_jit, quick_pmap
 
+from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.errors import UserError
 from hiercls_jax.models import densenet, registry, resnet
 from hiercls_jax.models.branched import Branched
@@ -248,7 +249,7 @@ class OneByOne(nn.Module):
 
 def test_a_loop_over_blocks_is_one_after_another():
     """Values, gradients and running statistics of a stage, in training and not, in float64."""
-    with enable_x64():
+    with enable_x64(True):
         stage = resnet.Stage(3, 2, 2, None)
         plain = OneByOne(stage)
         rng = np.random.default_rng(0)
@@ -324,7 +325,7 @@ class PlainLayer(nn.Module):
 
 def test_moments_that_layers_share_are_those_of_each():
     """Values, gradients and running statistics of a dense block, in float64, on 1 and 2 devices."""
-    with enable_x64():
+    with enable_x64(True):
         plain = PlainLayers(densenet.Stage(2, 2, 0.5, None))
         rng = np.random.default_rng(0)
         x, weights = rng.normal(size=(8, 4, 4, 4)), rng.normal(size=(8, 2, 2, 4))
