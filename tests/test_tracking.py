@@ -238,7 +238,10 @@ def test_other_frameworks_stay_where_they_are(tmp_path):
     """Nothing here imports them even if they are installed: each start would take a second more."""
     for name in ("tensorflow", "torch"):
         (tmp_path / f"{name}.py").touch()
-    program = "import sys, hiercls_jax.commands.train; print({'tensorflow', 'torch'} & sys.modules.keys())"
+    program = (
+        "import sys, hiercls_jax.commands.train; "
+        "print({'tensorflow', 'torch'} & sys.modules.keys())"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
