@@ -4,6 +4,10 @@ import os
 import signal
 from pathlib import Path
 
+# One thread of NumPy in each worker: more of them wait for each other longer than they work. It is
+# read when NumPy is imported.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+
 import hypothesis
 import jax
 import pytest
