@@ -183,7 +183,7 @@ def test_writes_what_the_library_returns(inputs, capsys):
     assert sorted(os.listdir("out")) == [
         "p_animal.npy", "p_kind.npy", "predictions.npy", "report.json"
     ]  # fmt: skip
-    assert f"adapted {N} rows by kl, alpha = 1" in printed
+    assert f"adapted {N} rows by Algorithm 1 (kl), alpha = 1" in printed
 
 
 @pytest.mark.parametrize("method", RULES)

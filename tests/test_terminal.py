@@ -124,7 +124,7 @@ def tables(tmp_path, monkeypatch):
 def check_narrow(shown: str) -> None:
     """The bars of `adapt` fit 20 columns, its words are whole, and nothing is coloured."""
     assert not COLOUR.search(shown)
-    before, words = shown.split("adapted 50 rows by kl, alpha = 1\r\n")
+    before, words = shown.split("adapted 50 rows by Algorithm 1 (kl), alpha = 1\r\n")
     frames = re.split(r"[\r\n]+", before)
     assert any("adapting" in frame for frame in frames)
     assert max(map(len, frames)) <= 20

@@ -82,7 +82,6 @@ class CommandFlags:
         if "--help" in argv:
             doc = sys.modules[self._module].__doc__
             raise HelpRequested(f"{doc}\n{self.values.module_help(self._module)}")
-        flags.mark_flags_as_required(required, flag_values=self.values)
         try:
             _, *words = self.values(list(argv))
             if "config" in self.values and self.values.config is not None:
@@ -91,6 +90,11 @@ class CommandFlags:
             raise
         except Exception as error:  # a config file is a program, which may raise anything
             raise flags.Error(_explain(error)) from error
+        missing = [f"--{name}" for name in required if self.values[name].value is None]
+        if missing:
+            raise flags.Error(
+                f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing"
+            )
         return words
 
 

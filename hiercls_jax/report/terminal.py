@@ -38,13 +38,12 @@ def describe_adaptation(results: Mapping[str, Any], hierarchy: Hierarchy) -> str
       results: the contents of `report.json`.
       hierarchy: the levels.
     """
-    lines = [
-        f"adapted {results['rows']:,} rows by {results['method']}, alpha = {results['alpha']:.4g}"
-    ]
+    rule = {"kl": "Algorithm 1 (kl)"}.get(results["method"], results["method"])
+    lines = [f"adapted {results['rows']:,} rows by {rule}, alpha = {results['alpha']:.4g}"]
     gap, changed = results["coherence_gap"], results["changed_predictions"]
     for pair, before in gap["before"].items():
         after = gap["after"][pair]
-        lines.append(f"mass on which {pair} disagree: {before:.4f} before, {after:.4f} after")
+        lines.append(f"probability in disagreement, {pair}: {before:.4f} before, {after:.4f} after")
     for level, share in changed.items():
         lines.append(f"predictions changed, {level}: {100 * share:.2f} %")
     if "test_error" in results:
