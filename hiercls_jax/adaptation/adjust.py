@@ -1,16 +1,16 @@
 """Classifier adaptation at test time: Algorithm 1 of Dutt, Pellerin and Quénot (CBMI 2017).
 
-    The paper, for one sample                 Here, for all samples at once
-    ----------------------------------------  ----------------------------------------------
-    Q_coarse[i] = Σ_{s(j)=i} P_fine[j]        q = segment_sum(p_fine, s)
+    The paper, for one sample                    Here, for all samples at once
+    -------------------------------------------  ---------------------------------------------
+    Q_coarse[i] = Σ_{s(j)=i} P_fine[j]           q = segment_sum(p_fine, s)
     target = (P_coarse[i] + Q_coarse[i]) / 2
-    coarse′[i] = (1-α) P_coarse[i] + α target  coarse = (1-β) p_coarse + β q,     β = α/2
-    fine_target = P_fine[j] target / Q[i]     share = p_fine / q[s], 1/n if q is 0
-    fine′[j] = (1-α) P_fine[j] + α fine_target fine = (1-β) p_fine + β share p_coarse[s]
+    coarse′[i] = (1-α) P_coarse[i] + α target    coarse = (1-β) p_coarse + β q,      β = α/2
+    fine_target = P_fine[j] target / Q_coarse[i] share = p_fine / q[s], or 1/n if q is 0
+    fine′[j] = (1-α) P_fine[j] + α fine_target   fine = (1-β) p_fine + β share p_coarse[s]
 
-The two columns are equal if Q > 0. The right one suits floating point. It is never negative for α
-in [0, 2], while (1-α) P + α target cancels to small negative numbers near α = 2. It divides p_fine
-by q first, which neither overflows nor loses mass if q is tiny.
+The two columns are equal if Q_coarse > 0. The right one suits floating point. It is never negative
+for α in [0, 2], while (1-α) P + α target cancels to small negative numbers near α = 2. It divides
+p_fine by q first, which neither overflows nor loses mass if q is tiny.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,8 @@ def adjust(
       ValueError: for shapes that disagree, an `s` that does not map onto the coarse classes, an
         unknown `empty`, or an `alpha` that is a number or NumPy array outside `[0, 2]`.
 
-    Source: Dutt, Pellerin and Quénot (CBMI 2017), Section 3.2, Algorithm 1.
+    Source: Dutt, Pellerin and Quénot, *Improving Hierarchical Image Classification with Merged CNN
+      Architectures* (CBMI 2017), Section 3.2, Algorithm 1; doi:10.1145/3095713.3095745.
 
     >>> coarse, fine = adjust([0.75, 0.25], [0.375, 0.125, 0.5], [0, 0, 1], 1.0)
     >>> coarse.tolist(), fine.tolist()
@@ -84,9 +85,10 @@ def adjust(
 
 
 def _algorithm_1(
-    levels: Sequence[jax.Array], s: Ids, *, literal: bool
+    arrays: Sequence[jax.Array], s: Ids, *, literal: bool
 ) -> tuple[jax.Array, jax.Array]:
-    p_coarse, p_fine, alpha = levels
+    """Adjust p_coarse `[C, ...]` and p_fine `[F, ...]` by alpha `[1, ...]`, classes first."""
+    p_coarse, p_fine, alpha = arrays
     beta, num_coarse = alpha / 2, len(p_coarse)
     q = jax.ops.segment_sum(p_fine, s, num_coarse)
     coarse = (1 - beta) * p_coarse + beta * q

@@ -14,11 +14,16 @@ the level. A leaf above the last level stands for its own only child at every le
     geometric_pooling              of a leaf: their weighted geometric mean
     euclidean_projection           nearest to both levels in Euclidean distance
 
-A new rule is a function of (probs, hierarchy) and a line in `_INTERPOLATIONS`.
+A new rule is a function of (probs, hierarchy) and a line in `RULES`.
+
+>>> pets = Hierarchy(("kind", "animal"), (("cat", "dog"), ("lynx", "lion", "pug")), ((0, 0, 1),))
+>>> probs = [[0.75, 0.25], [0.375, 0.125, 0.5]]
+>>> [p.tolist() for p in RULES["top_down"].adjust(probs, pets, alpha=1.0)]
+[[0.75, 0.25], [0.5625, 0.1875, 0.25]]
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
@@ -27,7 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hiercls_jax.adaptation.checks import check_alpha, check_levels, check_weights
-from hiercls_jax.adaptation.layout import classes_first
+from hiercls_jax.adaptation.layout import Levels, classes_first
 from hiercls_jax.adaptation.log_tree import log_group_sum, safe_log
 from hiercls_jax.adaptation.share import Ids, column, share_of_group
 from hiercls_jax.adaptation.tree import (
@@ -39,14 +44,13 @@ from hiercls_jax.adaptation.tree import (
 )
 from hiercls_jax.hierarchy import Hierarchy
 
-Levels = Sequence[ArrayLike]
-Arrays = Sequence[jax.Array]
+Probs = Sequence[ArrayLike]
 Parents = Sequence[Ids]
 IsLeaf = Sequence[np.ndarray]
 Weights = ArrayLike | None
 
 
-def bottom_up(probs: Levels, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
+def bottom_up(probs: Probs, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
     """Sum the leaves' probabilities upward; the levels above the leaves are ignored.
 
     This is the "flat softmax", hard to beat according to Valmadre, *Hierarchical classification at
@@ -65,7 +69,7 @@ def bottom_up(probs: Levels, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
     return _bottom_up(check_levels(probs, hierarchy), hierarchy.parents, leaves(hierarchy))
 
 
-def top_down(probs: Levels, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
+def top_down(probs: Probs, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
     """Share every class's target among its children, in the ratios of their own probabilities.
 
     The first level keeps its probabilities. The target of a class below is its parent's target
@@ -77,7 +81,7 @@ def top_down(probs: Levels, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
     return _top_down(check_levels(probs, hierarchy), hierarchy.parents)
 
 
-def product_of_experts(probs: Levels, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
+def product_of_experts(probs: Probs, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
     """Give each leaf the product, over all levels, of its own and its ancestors' probabilities.
 
     For two levels this is f_j · P_s(j), renormalised: the Hierarchical Ensembles of Jain, Karthik
@@ -91,7 +95,7 @@ def product_of_experts(probs: Levels, hierarchy: Hierarchy) -> tuple[jax.Array, 
 
 
 def geometric_pooling(
-    probs: Levels, hierarchy: Hierarchy, weights: Weights = None
+    probs: Probs, hierarchy: Hierarchy, weights: Weights = None
 ) -> tuple[jax.Array, ...]:
     """Give each leaf the weighted geometric mean of its own and its ancestors' probabilities.
 
@@ -106,7 +110,7 @@ def geometric_pooling(
     return _pool(probs, hierarchy, weights, shares / shares.sum())
 
 
-def euclidean_projection(probs: Levels, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
+def euclidean_projection(probs: Probs, hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
     """Project two levels onto the coherent simplex, the nearest levels p, g that agree.
 
     Minimises Σ_i (P_i - p_i)² + Σ_j (f_j - g_j)² over g ≥ 0, Σ_j g_j = 1, p_i = Σ_{s(j)=i} g_j:
@@ -143,12 +147,12 @@ class Rule(Protocol):
     """
 
     @property
-    def weighs(self) -> bool:
+    def takes_weights(self) -> bool:
         """Whether the rule takes a weight for each level."""
         ...
 
     def target(
-        self, probs: Levels, hierarchy: Hierarchy, weights: Weights = None
+        self, probs: Probs, hierarchy: Hierarchy, weights: Weights = None
     ) -> tuple[jax.Array, ...]:
         """Return the coherent levels to which alpha = 1 leads.
 
@@ -167,7 +171,7 @@ class Rule(Protocol):
         ...
 
     def adjust(
-        self, probs: Levels, hierarchy: Hierarchy, alpha: ArrayLike, weights: Weights = None
+        self, probs: Probs, hierarchy: Hierarchy, alpha: ArrayLike, weights: Weights = None
     ) -> tuple[jax.Array, ...]:
         """Return (1-α) probs + α target.
 
@@ -185,10 +189,10 @@ class Rule(Protocol):
 class _AlgorithmOne:
     """The rule `kl`: `adjust_tree`, which cancels nothing and goes beyond alpha = 1."""
 
-    weighs = True
+    takes_weights = True
 
     def target(
-        self, probs: Levels, hierarchy: Hierarchy, weights: Weights = None
+        self, probs: Probs, hierarchy: Hierarchy, weights: Weights = None
     ) -> tuple[jax.Array, ...]:
         return coherent_target(probs, hierarchy, weights)
 
@@ -196,32 +200,31 @@ class _AlgorithmOne:
         return largest_alpha(hierarchy.num_levels, weights)
 
     def adjust(
-        self, probs: Levels, hierarchy: Hierarchy, alpha: ArrayLike, weights: Weights = None
+        self, probs: Probs, hierarchy: Hierarchy, alpha: ArrayLike, weights: Weights = None
     ) -> tuple[jax.Array, ...]:
         return adjust_tree(probs, hierarchy, alpha, weights)
 
 
-class Target(Protocol):
-    """A function that returns the coherent target of levels."""
-
-    def __call__(
-        self, probs: Levels, hierarchy: Hierarchy, weights: Weights, /
-    ) -> tuple[jax.Array, ...]: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class _Interpolation:
-    """A rule given by its target: it interpolates between levels and target, up to alpha = 1."""
+    """A rule given by its target: it interpolates between levels and target, up to alpha = 1.
 
-    name: str
-    function: Target
-    weighs: bool = False
+    Args:
+      function: returns the target of (probs, hierarchy), or of (probs, hierarchy, weights).
+      takes_weights: whether `function` takes weights.
+      two_levels_only: whether `function` rejects deeper hierarchies.
+    """
+
+    function: Callable[..., tuple[jax.Array, ...]]
+    takes_weights: bool = False
     two_levels_only: bool = False
 
     def target(
-        self, probs: Levels, hierarchy: Hierarchy, weights: Weights = None
+        self, probs: Probs, hierarchy: Hierarchy, weights: Weights = None
     ) -> tuple[jax.Array, ...]:
         self._check(hierarchy, weights)
+        if weights is None:
+            return self.function(probs, hierarchy)
         return self.function(probs, hierarchy, weights)
 
     def largest_alpha(self, hierarchy: Hierarchy, weights: Weights = None) -> tuple[float, ...]:
@@ -229,15 +232,16 @@ class _Interpolation:
         return (1.0,) * hierarchy.num_levels
 
     def adjust(
-        self, probs: Levels, hierarchy: Hierarchy, alpha: ArrayLike, weights: Weights = None
+        self, probs: Probs, hierarchy: Hierarchy, alpha: ArrayLike, weights: Weights = None
     ) -> tuple[jax.Array, ...]:
         check_alpha(alpha, self.largest_alpha(hierarchy, weights))
         levels = check_levels(probs, hierarchy)
         return interpolate(levels, self.target(levels, hierarchy, weights), alpha)
 
     def _check(self, hierarchy: Hierarchy, weights: Weights) -> None:
-        if weights is not None and not self.weighs:
-            raise ValueError(f"rule={self.name!r} takes no weights; leave weights=None")
+        if weights is not None and not self.takes_weights:
+            rule = self.function.__name__
+            raise ValueError(f"{rule=} takes no weights; leave weights=None")
         if self.two_levels_only:
             _check_two_levels(hierarchy)
 
@@ -250,26 +254,23 @@ def _check_two_levels(hierarchy: Hierarchy) -> None:
         )
 
 
-_INTERPOLATIONS = (
-    _Interpolation("bottom_up", lambda probs, tree, _: bottom_up(probs, tree)),
-    _Interpolation("top_down", lambda probs, tree, _: top_down(probs, tree)),
-    _Interpolation("product_of_experts", lambda probs, tree, _: product_of_experts(probs, tree)),
-    _Interpolation("geometric_pooling", geometric_pooling, weighs=True),
-    _Interpolation(
-        "euclidean_projection",
-        lambda probs, tree, _: euclidean_projection(probs, tree),
-        two_levels_only=True,
-    ),
-)
-RULES: dict[str, Rule] = {"kl": _AlgorithmOne()} | {rule.name: rule for rule in _INTERPOLATIONS}
+RULES: dict[str, Rule] = {
+    "kl": _AlgorithmOne(),
+    "bottom_up": _Interpolation(bottom_up),
+    "top_down": _Interpolation(top_down),
+    "product_of_experts": _Interpolation(product_of_experts),
+    "geometric_pooling": _Interpolation(geometric_pooling, takes_weights=True),
+    "euclidean_projection": _Interpolation(euclidean_projection, two_levels_only=True),
+}
 
 
 @classes_first
-def _bottom_up(levels: Arrays, parents: Parents, is_leaf: IsLeaf) -> Arrays:
+def _bottom_up(levels: Levels, parents: Parents, is_leaf: IsLeaf) -> Levels:
     return _sum_leaves(levels, parents, is_leaf)
 
 
-def _sum_leaves(levels: Arrays, parents: Parents, is_leaf: IsLeaf) -> list[jax.Array]:
+def _sum_leaves(levels: Levels, parents: Parents, is_leaf: IsLeaf) -> list[jax.Array]:
+    """Return levels in which leaves keep their masses and every other class has its leaves' sum."""
     sums = [levels[-1]]
     for p, s, leaf in reversed(list(zip(levels[:-1], parents, is_leaf[:-1], strict=True))):
         children = jax.ops.segment_sum(sums[0], s, len(p))
@@ -278,7 +279,7 @@ def _sum_leaves(levels: Arrays, parents: Parents, is_leaf: IsLeaf) -> list[jax.A
 
 
 @classes_first
-def _top_down(levels: Arrays, parents: Parents) -> Arrays:
+def _top_down(levels: Levels, parents: Parents) -> Levels:
     target = [levels[0]]
     for p, s in zip(levels[1:], parents, strict=True):
         target.append(target[-1][s] * share_of_group(p, s, len(target[-1])))
@@ -286,7 +287,7 @@ def _top_down(levels: Arrays, parents: Parents) -> Arrays:
 
 
 def _pool(
-    probs: Levels, hierarchy: Hierarchy, weights: Weights, exponents: np.ndarray
+    probs: Probs, hierarchy: Hierarchy, weights: Weights, exponents: np.ndarray
 ) -> tuple[jax.Array, ...]:
     levels = check_levels(probs, hierarchy)
     exponents = exponents.astype(levels[0].dtype)
@@ -298,8 +299,8 @@ def _pool(
 
 @classes_first
 def _pooled(
-    levels: Arrays, parents: Parents, is_leaf: IsLeaf, exponents: jax.Array | np.ndarray
-) -> Arrays:
+    levels: Levels, parents: Parents, is_leaf: IsLeaf, exponents: jax.Array | np.ndarray
+) -> Levels:
     """Pool in logarithms; return zeros for a sample in which every leaf's product is 0."""
 
     def power(x: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -308,7 +309,8 @@ def _pooled(
     path = jnp.zeros_like(levels[0])
     scores_by_level = []
     for i, p in enumerate(levels):
-        above, x = path if i == 0 else path[parents[i - 1]], safe_log(p)
+        above = path if i == 0 else path[parents[i - 1]]
+        x = safe_log(p)
         as_leaf = above + power(x, jnp.sum(exponents[i:]))
         scores_by_level.append(jnp.where(column(is_leaf[i], x), as_leaf, -jnp.inf))
         path = above + power(x, exponents[i])
@@ -320,11 +322,11 @@ def _pooled(
 
 
 @classes_first
-def _project(levels: Arrays, s: Ids, shallow: np.ndarray) -> Arrays:
+def _project(levels: Levels, s: Ids, shallow: np.ndarray) -> Levels:
     coarse, fine = levels
     num_fine, num_coarse = len(fine), len(coarse)
     fine = jnp.concatenate([fine, coarse[shallow]])  # a shallow leaf is its own only child
-    # Order the fine classes by group, the greatest of each first. `rank` others join before each.
+    # Order the fine classes by group, the greatest of each first. `rank` siblings join before each.
     group = jnp.broadcast_to(column(s, fine), fine.shape)
     sizes = jax.ops.segment_sum(jnp.ones_like(s), s, num_coarse)
     start = jnp.repeat(jnp.cumsum(sizes) - sizes, sizes, total_repeat_length=len(s))
@@ -332,9 +334,11 @@ def _project(levels: Arrays, s: Ids, shallow: np.ndarray) -> Arrays:
     _, down = jax.lax.sort((group, -fine), dimension=0, num_keys=2)
     ordered, s_ordered = -down, jnp.sort(s)
     before = jnp.cumsum(ordered, axis=0) - ordered
+    # The λ at which each class joins: A - (k + 1) f - P_i, with k = rank.
     joins = before - before[start] - (rank + 1) * ordered - coarse[s_ordered]
-    # Compute Σ p_i(λ) at every λ at which a class joins. The classes that join up to the last λ
-    # with a sum below 1 are above 0.
+    # Compute Σ p_i(λ) at every λ at which a class joins, which raises the slope of the sum by
+    # (k + 1) / (k + 2) - k / (k + 1). The classes that join up to the last λ with a sum below 1 are
+    # above 0.
     gain = jnp.broadcast_to(1 / ((rank + 1) * (rank + 2)), fine.shape)
     points, gain = jax.lax.sort((joins, gain), dimension=0, num_keys=1)
     rises = jnp.cumsum(gain, axis=0)[:-1] * jnp.diff(points, axis=0)
@@ -343,8 +347,8 @@ def _project(levels: Arrays, s: Ids, shallow: np.ndarray) -> Arrays:
     active = (joins <= last).astype(fine.dtype)
     k = jax.ops.segment_sum(active, s_ordered, num_coarse)
     mass = jax.ops.segment_sum(active * ordered, s_ordered, num_coarse)
-    without, slope = (mass + k * coarse) / (1 + k), k / (1 + k)  # p_i = without + slope · λ
-    multiplier = 1 - jnp.sum(without, axis=0, keepdims=True)
+    at_zero, slope = (mass + k * coarse) / (1 + k), k / (1 + k)  # p_i(λ) = at_zero + slope · λ
+    multiplier = 1 - jnp.sum(at_zero, axis=0, keepdims=True)
     multiplier = multiplier / jnp.sum(slope, axis=0, keepdims=True)
     shifted = fine + ((coarse + multiplier - mass) / (1 + k))[s]
     projected = jnp.where(shifted > 0, shifted, 0)
