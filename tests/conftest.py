@@ -1,4 +1,4 @@
-"""Devices, strict shapes, a compilation cache and hypothesis profiles, set before JAX runs."""
+"""Four CPU devices, strict ranks, a compilation cache and hypothesis profiles, before JAX runs."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ import pytest
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiercls_jax" / "jax"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell's background jobs are deaf to Ctrl-C, and so would be the programs that tests start.
+    # A shell starts background jobs with Ctrl-C ignored; the programs that tests start inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
@@ -36,5 +36,5 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto` is 2: each worker has 4 devices already."""
+    """Let `-n auto` start two workers, because each has four devices already."""
     return 2

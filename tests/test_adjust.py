@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
+from trees import assert_close
 
 from hiercls_jax import adjust
 from hiercls_jax.adaptation import adjust as module
@@ -26,7 +27,7 @@ TINY = float(np.finfo(np.float32).tiny)  # smallest normal float32
 C, F, N = 3, 7, 4  # one shape for all drawn examples: one compilation
 
 alphas = st.floats(0, 2, width=32)
-near_2 = st.floats(2 - 2**-13, 2, width=32)  # where (1 - α) P + α target would cancel
+near_2 = st.floats(2 - 2**-13, 2, width=32)  # (1 - α) P + α target would cancel here
 
 
 @st.composite
@@ -40,7 +41,7 @@ def maps(draw):
 def problems(draw, wide=False):
     """Draw (p_coarse `[N, C]`, p_fine `[N, F]`, s): groups may be empty on either level, or both.
 
-    Masses within a level differ by at most 1000 times, or by any amount where `wide`.
+    Masses within a level differ by at most 1000 times, or by any amount if `wide`.
     """
     normal = st.floats(2**-10, 1, width=32)
     extreme = st.sampled_from([0, 1e-45, 1e-40, 1e-38, 1.2e-38, 1e-37, 1e-25, 1e-19, 1e-7, 1])
@@ -64,8 +65,8 @@ def group_sums(fine, s):
 def printed(p_coarse, p_fine, s, alpha, literal=False, number=float):
     """Algorithm 1 line by line for a batch, in float64 or, with `number=Fraction`, exactly.
 
-    The else-branch is the paper's own where `literal`. Masses below float32's smallest normal
-    number are 0 first, as XLA has it on a CPU.
+    The else-branch is the paper's own if `literal`. Masses below float32's smallest normal number
+    are set to 0 first, as XLA does on a CPU.
     """
     coarse, fine = np.zeros(np.shape(p_coarse)), np.zeros(np.shape(p_fine))
     alpha = number(float(alpha))
@@ -85,13 +86,6 @@ def printed(p_coarse, p_fine, s, alpha, literal=False, number=float):
                 else:
                     fine[n, j] = alpha / 2 * p[i] / len(children)
     return coarse, fine
-
-
-def assert_close(actual, wanted, rtol=0.0, atol=0.0):
-    """Both levels agree, shapes included."""
-    for a, w in zip(actual, wanted, strict=True):
-        assert np.shape(a) == np.shape(w)
-        np.testing.assert_allclose(a, w, rtol, atol)
 
 
 # The algorithm.
@@ -259,7 +253,7 @@ def test_labels_can_be_permuted(problem, alpha, coarse_order, fine_order):
 
 
 @given(problem=problems(), alpha=alphas)
-def test_literal_rule_adds_the_mass_the_notes_say(problem, alpha):
+def test_literal_rule_adds_mass_for_empty_groups(problem, alpha):
     """The printed else-branch makes the fine level sum to 1 + (1 - α) Σ P_i over empty groups."""
     p_coarse, p_fine, s = problem
     extra = np.where(group_sums(p_fine, s) == 0, p_coarse, 0).sum(1)
@@ -282,7 +276,7 @@ MASSES = [1, 1e-7, 1e-19, 1e-25, 1e-37, 1e-40, 0]  # 1e-40 is subnormal
 
 
 def with_mass(mass):
-    """Two groups of two, the first with the given fine mass; where it is 1 the second is empty."""
+    """Two groups of two, the first with the given fine mass; the second is empty if it is 1."""
     first = np.float32([0.25, 0.75]) * np.float32(mass)
     second = np.float32([0.4, 0.6]) * np.float32(1 - mass)
     return np.float32([0.3, 0.7]), np.concatenate([first, second]), np.array([0, 0, 1, 1])
@@ -293,7 +287,7 @@ def with_mass(mass):
 def test_derivatives_are_right_at_every_mass(mass, jacobian):
     """All derivatives, by both modes, are those of the formula, in float64 and by hand.
 
-    With r_j = f_j / Q, or 1/n in an empty group where nothing depends on f but (1-β) f:
+    With r_j = f_j / Q; in an empty group r_j is 1/n, and only the term (1-β) f depends on f:
     ∂fine′_j/∂f_k = (1-β) δ_jk + β P_i (δ_jk - r_j) / Q,  ∂fine′_j/∂P_i = β r_j,
     ∂fine′_j/∂α = (r_j P_i - f_j) / 2.
     """

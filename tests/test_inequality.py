@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trees
 from hypothesis import given
 
 from hiercls_jax import adjust
@@ -31,14 +32,15 @@ RULES = {
 every_rule = pytest.mark.parametrize("rule", RULES)
 alphas = st.floats(0, 2, width=32)
 to_agreement = st.floats(0, 1, width=32)
+assert_close = partial(trees.assert_close, atol=SUM)
 
 
 @st.composite
 def problems(draw, exclusive=False, wide=False):
     """Draw (p_coarse `[N, C]`, p_fine `[N, F]`, s), all inequalities violated now and then.
 
-    Groups may be empty on either level, children tie, and a class may be an only child. Where
-    `exclusive`, every level sums to at most 1. Where `wide`, masses differ by any amount.
+    Groups may be empty on either level, children tie, and a class may be an only child. If
+    `exclusive`, every level sums to at most 1. If `wide`, masses differ by any amount.
     """
     normal = st.floats(0, 1, width=32, allow_subnormal=False)
     normal = st.one_of(normal, st.sampled_from([0, 0.25, 0.5, 1]))
@@ -90,13 +92,6 @@ def looped(rule, p_coarse, p_fine, s, alpha):
 def run(rule, *problem):
     """The results of a rule as NumPy arrays."""
     return [np.asarray(p) for p in RULES[rule](*problem)]
-
-
-def assert_close(actual, wanted, atol=SUM):
-    """Both levels agree, shapes included."""
-    for a, w in zip(actual, wanted, strict=True):
-        assert np.shape(a) == np.shape(w)
-        np.testing.assert_allclose(a, w, 0, atol)
 
 
 # What every rule has.

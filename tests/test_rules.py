@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import quadprog
 from hypothesis import given
-from trees import SCALES, coherent, is_leaf, make, padded, to_marginals
+from trees import SCALES, assert_close, coherent, is_leaf, make, padded, to_marginals
 
 from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.adaptation.rules import (
@@ -42,18 +42,11 @@ N = 20
 
 
 def random_levels(tree, seed, wide=False):
-    """Levels `[N, N_l]` of marginals, with empty classes and of any scale where `wide`."""
+    """Levels `[N, N_l]` of marginals, with empty classes and of any scale if `wide`."""
     rng = np.random.default_rng(seed)
     shapes = [(N, n) for n in tree.sizes]
     raw = [rng.choice(SCALES, x) if wide else rng.exponential(size=x) for x in shapes]
     return to_marginals(raw, tree)
-
-
-def assert_close(actual, wanted, rtol=0.0, atol=0.0):
-    """All levels agree, shapes included."""
-    for a, w in zip(actual, wanted, strict=True):
-        assert np.shape(a) == np.shape(w)
-        np.testing.assert_allclose(np.asarray(a, float), np.asarray(w, float), rtol, atol)
 
 
 # What all rules promise.
@@ -238,7 +231,7 @@ def test_levels_that_contradict_each_other_have_the_kl_target(rule):
 
 
 def test_weights_are_for_the_rules_that_have_them():
-    """kl and geometric pooling take weights; elsewhere they would be ignored, and are refused."""
+    """kl and geometric pooling take weights; other rules refuse them instead of ignoring them."""
     levels = random_levels(PAIR, 10)
     for name, rule in RULES.items():
         if name in ("kl", "geometric_pooling"):

@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from trees import (
     SCALES,
     SIZES,
+    assert_close,
     closed_form,
     coherent,
     draw_tree,
@@ -57,13 +58,6 @@ def alphas_up_to(largest):
     """Draw an alpha of [0, largest], the largest itself too, that float32 holds."""
     largest = float(np.nextafter(np.float32(largest), np.float32(0)))
     return st.one_of(st.floats(0, largest, width=32), st.just(largest))
-
-
-def assert_close(actual, wanted, rtol=0.0, atol=0.0):
-    """All levels agree, shapes included."""
-    for a, w in zip(actual, wanted, strict=True):
-        assert np.shape(a) == np.shape(w)
-        np.testing.assert_allclose(np.asarray(a, float), np.asarray(w, float), rtol, atol)
 
 
 def assert_coherent(levels, tree, atol):

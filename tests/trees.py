@@ -1,4 +1,4 @@
-"""Trees and probabilities that several tests draw, and the closed form as it is written down."""
+"""Trees and probabilities that several tests draw, the closed form, and how levels are compared."""
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -20,7 +20,7 @@ def make(parents, sizes=None) -> Hierarchy:
 
 @st.composite
 def trees(draw, sizes=SIZES, ragged=True):
-    """Draw a tree with these sizes; where `ragged`, with leaves at every level."""
+    """Draw a tree with these sizes; if `ragged`, with leaves at every level."""
     parents = []
     for c, n in zip(sizes, sizes[1:], strict=False):
         one_each = [] if ragged else list(range(c))
@@ -42,6 +42,13 @@ def draw_tree(rng, depth, ragged=True) -> Hierarchy:
     return make(parents, sizes)
 
 
+def assert_close(actual, wanted, rtol=0.0, atol=0.0):
+    """All levels agree, in number, shapes and values."""
+    for a, w in zip(actual, wanted, strict=True):
+        assert np.shape(a) == np.shape(w)
+        np.testing.assert_allclose(np.asarray(a, float), np.asarray(w, float), rtol, atol)
+
+
 def is_leaf(tree) -> list[np.ndarray]:
     """Which classes of each level have no children, by a search."""
     return [
@@ -54,7 +61,7 @@ def is_leaf(tree) -> list[np.ndarray]:
 def marginals(draw, tree, wide=False):
     """Draw levels `[N, N_l]` of float32 marginals, with empty classes on every level.
 
-    Masses differ by at most 1000 times, or by any amount where `wide`.
+    Masses differ by at most 1000 times, or by any amount if `wide`.
     """
     elements = st.sampled_from(SCALES) if wide else st.floats(2**-10, 1, width=32)
     raw = draw(hnp.arrays(np.float32, (N, sum(tree.sizes)), elements=elements))

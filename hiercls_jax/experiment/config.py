@@ -2,6 +2,9 @@
 
 `configs/merge1.py` is `get_config = variant("merge1")`. Without arguments that is the paper's
 experiment; `configs/merge1.py:quick` and `configs/merge1.py:arch=densenet100,seed=3` change it.
+
+A new field is a line of `compose` (default, and unit or source), a line of `FIELDS` (the values
+that it may have), and a value in `ADDED_LATER`, because older runs have not recorded it.
 """
 
 import dataclasses
@@ -57,7 +60,7 @@ ARGUMENTS: dict[str, Callable[[str], Any]] = {
 }  # fmt: skip
 # Fields that older runs did not record, and the values that these runs used.
 ADDED_LATER = {"dtype": "float32", "adapt.rule": "kl"}
-_PARTS = ("variant", "model", "data", "train", "optimizer", "adapt", "run")  # of every config
+_PARTS = ("variant", "model", "data", "train", "optimizer", "adapt", "run")  # every config has them
 _SCHEDULES = {"step": "decay_at", "onecycle": "peak_at"}  # and the field that only it has
 
 
@@ -70,13 +73,13 @@ class Allowed:
     """What a field of a config may be.
 
     Args:
-      text: completes "the field must be".
-      test: returns whether a value is allowed.
+      description: completes "the field must be".
+      accepts: returns whether a value is allowed.
       advice: ends the error: what to do instead.
     """
 
-    text: str
-    test: Callable[[Any], bool]
+    description: str
+    accepts: Callable[[Any], bool]
     advice: str = ""
 
 
@@ -95,8 +98,8 @@ _SEED = Allowed("an integer from 0 to 2**32 - 1", lambda n: 0 <= n < 2**32)
 _FROM_0 = Allowed("at least 0 and finite in float32", lambda x: 0 <= x < _LARGEST)
 _FRACTION = Allowed("a fraction of the run, between 0 and 1", lambda x: 0 < x < 1)
 
-# What the fields may be, if a config has them and they are set. The others are checked elsewhere:
-# `model` by the network's family, `data` by its source of images, the type of each by ConfigDict.
+# The values that a field may have, if a config has the field and it is set. Other checks are made
+# elsewhere: of `model` by the network's family, of `data` by its source, of types by ConfigDict.
 FIELDS = {
     "variant": _one_of(VARIANTS),
     "seed": _SEED,
@@ -139,7 +142,15 @@ def variant(name: str) -> Callable[..., ConfigDict]:
 
 
 def named_config(text: str) -> ConfigDict:
-    """Return the config that `merge1` or `merge1:quick,seed=3` names."""
+    """Return the config that a text such as `merge1` or `merge1:quick,seed=3` names.
+
+    Raises:
+      ConfigError: for another name than those of `VARIANTS`, or unknown arguments.
+
+    >>> config = named_config("merge1:quick,seed=3")
+    >>> config.model.arch, config.train.epochs, config.seed, config.workdir
+    ('resnet11', 6, 3, 'runs/merge1-quick-seed-3')
+    """
     name, _, arguments = text.partition(":")
     if name not in VARIANTS:
         raise ConfigError(
@@ -156,17 +167,21 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
       name: a key of `VARIANTS`.
       arguments: presets and `key=value` pairs, separated by commas: `quick`,
         `arch=densenet100,dataset=cifar100,seed=3`.
+
+    Raises:
+      ConfigError: for unknown arguments.
+      ArchError: for an architecture that does not exist.
     """
     preset, chosen = parse_arguments(arguments or "")
     arch = chosen.get("arch", preset.get("arch", "resnet164"))
     recipe = {**registry.recipe(arch), **preset}
-    label = "-".join([name, *re.findall(r"[\w.]+", (arguments or "").replace("=", "-"))])
+    words = re.findall(r"[\w.]+", (arguments or "").replace("=", "-"))
 
     config = ConfigDict()
     config.variant = name  # separate, merge0, merge1, merge2 or merge3
     config.seed = chosen.get("seed", 0)  # of initial values, order of images and augmentation
     config.dtype = "float32"  # of the network's computation, or bfloat16; the rest is float32
-    config.workdir = str(Path("runs") / label)  # folder for all files of the run
+    config.workdir = str(Path("runs", "-".join([name, *words])))  # folder for all files of the run
 
     config.model = ConfigDict(_model(arch, preset))  # the architecture and its own options
 
@@ -244,8 +259,9 @@ def check(config: ConfigDict) -> None:
         )
     for field, allowed in FIELDS.items():
         value = _value(config, field)
-        if value is not None and not allowed.test(value):
-            raise ConfigError(f"{field} must be {allowed.text}, not {value!r}{allowed.advice}")
+        if value is not None and not allowed.accepts(value):
+            wanted = allowed.description
+            raise ConfigError(f"{field} must be {wanted}, not {value!r}{allowed.advice}")
     _check_schedule(config.optimizer)
     sources.check(data_request(config))
     family(config)
@@ -271,7 +287,7 @@ def family(config: ConfigDict) -> Family:
 
 
 def data_request(config: ConfigDict) -> Request:
-    """Return what a config says of its data set."""
+    """Return the data set that a config asks for, with the fields that its source reads."""
     data = config.data
     return Request(
         dataset=data.dataset,
@@ -294,7 +310,11 @@ def _value(config: ConfigDict, field: str) -> Any:
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Return `{"data.dataset": …}`: every field by its dotted path, tuples as JSON's lists."""
+    """Return every field by its dotted path, with tuples as JSON's lists.
+
+    >>> flatten({"seed": 0, "optimizer": {"decay_at": (0.5, 0.75)}})
+    {'seed': 0, 'optimizer.decay_at': [0.5, 0.75]}
+    """
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping | ConfigDict):
@@ -320,7 +340,7 @@ def unflatten(flat: Mapping[str, Any]) -> ConfigDict:
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields that determine a run's result: not where and how it is carried out."""
+    """Return the fields that determine a run's result, by path: all but the folders and `run`."""
     return {
         field: value
         for field, value in flatten(config).items()

@@ -1,7 +1,8 @@
 """Measures of one level's probabilities: errors, likelihoods, calibration.
 
-`probs` and `labels` belong to any one level, or to the leaves. Of equally probable classes the one
-with the lowest index is predicted, and comes first among the k most probable.
+`probs` and `labels` belong to any one level, or to the leaves. Among equally probable classes, the
+one with the lowest index comes first: it is the prediction. Every function raises a ValueError for
+shapes that disagree, no samples, NaN, and labels that are not integers in `[0, K)`.
 """
 
 from typing import NamedTuple
@@ -11,8 +12,8 @@ from numpy.typing import ArrayLike
 
 from hiercls_jax.metrics.checks import check_k, check_scores, mean
 
-# The smallest normal float32, as most devices flush smaller results of a softmax to 0. It costs
-# 87.3 nats.
+# The smallest normal float32, because most devices flush smaller results of a softmax to 0. A label
+# at the floor costs 87.3 nats.
 PROBABILITY_FLOOR = float(np.finfo(np.float32).tiny)
 BINS = 15  # as in Guo et al. (ICML 2017)
 
@@ -23,7 +24,7 @@ def topk_error(probs: ArrayLike, labels: ArrayLike, k: int = 1) -> float:
     Args:
       probs: float `[N, K]`, probabilities or any scores.
       labels: integer `[N]` in `[0, K)`.
-      k: from 1 to K.
+      k: from 1 to K; a ValueError otherwise.
 
     >>> topk_error([[0.5, 0.2, 0.3], [0.4, 0.4, 0.2]], [2, 1])
     1.0
@@ -45,6 +46,9 @@ def negative_log_likelihood(probs: ArrayLike, labels: ArrayLike) -> float:
       probs: float `[N, K]`, non-negative; a probability below `PROBABILITY_FLOOR` counts as
         the floor.
       labels: integer `[N]` in `[0, K)`.
+
+    >>> round(negative_log_likelihood([[0.5, 0.5], [0.25, 0.75]], [0, 1]), 4)  # -(ln ½ + ln ¾) / 2
+    0.4904
     """
     probs, labels = check_scores(probs, labels)
     own = probs[np.arange(len(labels)), labels].astype(np.float64)
@@ -52,7 +56,7 @@ def negative_log_likelihood(probs: ArrayLike, labels: ArrayLike) -> float:
 
 
 def brier_score(probs: ArrayLike, labels: ArrayLike) -> float:
-    """Return the mean over samples of Σ_k (p_k - y_k)², y being 1 for the label and else 0.
+    """Return the mean over samples of Σ_k (p_k - y_k)², where y_k is 1 for the label, else 0.
 
     It lies in [0, 2]: the original form of Brier (Monthly Weather Review, 1950), summed over all
     classes. For two classes it is twice the score of one of them.
@@ -60,6 +64,9 @@ def brier_score(probs: ArrayLike, labels: ArrayLike) -> float:
     Args:
       probs: float `[N, K]`, non-negative, sums to 1 over the last axis.
       labels: integer `[N]` in `[0, K)`.
+
+    >>> brier_score([[0.5, 0.5], [0.25, 0.75]], [0, 1])  # (0.5 + 0.125) / 2
+    0.3125
     """
     probs, labels = check_scores(probs, labels)
     residual = probs.copy()
@@ -84,11 +91,11 @@ class Reliability(NamedTuple):
 def reliability(probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> Reliability:
     """Return accuracy against confidence, the probability of the predicted class.
 
-    Bin b of B holds the confidences in (b/B, (b+1)/B], the first also 0: Guo, Pleiss, Sun and
-    Weinberger, On Calibration of Modern Neural Networks (ICML 2017), Section 2.
+    Bin b of B holds the confidences in (b/B, (b+1)/B], and the first bin also 0: Guo, Pleiss, Sun
+    and Weinberger, *On Calibration of Modern Neural Networks* (ICML 2017), Section 2.
 
     Args:
-      probs: float `[N, K]` in [0, 1].
+      probs: float `[N, K]` in [0, 1]; a ValueError otherwise, because logits have no confidence.
       labels: integer `[N]` in `[0, K)`.
       bins: number of bins B, at least 1.
     """
@@ -123,7 +130,10 @@ def expected_calibration_error(probs: ArrayLike, labels: ArrayLike, bins: int = 
     Args:
       probs: float `[N, K]` in [0, 1].
       labels: integer `[N]` in `[0, K)`.
-      bins: number of bins of equal width.
+      bins: number of bins of equal width, at least 1.
+
+    >>> expected_calibration_error([[0.25, 0.75], [0.25, 0.75]], [0, 1])  # right in 1 of 2
+    0.25
     """
     confidence, accuracy, count = reliability(probs, labels, bins)
     gap = count * np.abs(accuracy - confidence)
