@@ -63,7 +63,7 @@ def test_checkpoints_of_older_versions_are_read(tmp_path, lacks, packed):
                             "iterator", "images"]  # fmt: skip
     meta.write_text(json.dumps({k: v for k, v in values.items() if k not in lacks}))
     manifest = meta.with_name("manifest.json")
-    manifest.write_text(json.dumps(checkpoint._sums(meta.parent)))
+    manifest.write_text(json.dumps(checkpoint._hashes(meta.parent)))
     found, how_far = restore(tmp_path, state(0))
     if packed:  # as it is sent to another process
         found, how_far = checkpoint.unpack(checkpoint.pack(found, how_far), state(0))
@@ -218,7 +218,7 @@ def test_nothing_whole_is_an_error_not_a_fresh_start(tmp_path):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(checkpoint.os, "replace"), (checkpoint, "_sums"), (checkpoint.os, "fsync")],
+    [(checkpoint.os, "replace"), (checkpoint, "_hashes"), (checkpoint.os, "fsync")],
 )
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), ValueError("No space left on device\nat 0x1")]

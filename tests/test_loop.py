@@ -14,7 +14,9 @@ from hiercls_jax.runtime import parallel
 from hiercls_jax.training import checkpoint, loop, tracking
 from hiercls_jax.training.checkpoint import Progress
 from hiercls_jax.training.feed import epoch_order, padded_batches
-from hiercls_jax.training.loop import SplitPredictor, TrainingError, train
+from hiercls_jax.training.loop import train
+from hiercls_jax.training.recorder import TrainingError
+from hiercls_jax.training.split_predictor import SplitPredictor
 from hiercls_jax.training.state import State, create
 
 KEY = jax.random.key(1)

@@ -10,9 +10,9 @@ from small import HIERARCHY, Recipe, quick_pmap, schedule, split, task
 
 from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import fed, make_feed
-from hiercls_jax.training.loop import SplitPredictor
 from hiercls_jax.training.loss import error_counts, level_losses
 from hiercls_jax.training.optimizer import make_optimizer, make_schedule
+from hiercls_jax.training.split_predictor import SplitPredictor
 from hiercls_jax.training.state import create
 from hiercls_jax.training.step import make_train_step
 

@@ -20,12 +20,9 @@ from hiercls_jax.data.dataset import DataError, Dataset, hold_out
 from hiercls_jax.experiment import predictor
 from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import Order, make_feed
-from hiercls_jax.training.loop import (
-    Interrupted,
-    SplitPredictor,
-    TrainingError,
-    train,
-)
+from hiercls_jax.training.loop import Interrupted, train
+from hiercls_jax.training.recorder import TrainingError
+from hiercls_jax.training.split_predictor import SplitPredictor
 
 HERE = Path(__file__).parent
 KEY = jax.random.key(1)

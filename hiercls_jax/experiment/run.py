@@ -27,7 +27,8 @@ from hiercls_jax.runtime import huge_pages, parallel
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.training import tracking
 from hiercls_jax.training.checkpoint import Progress
-from hiercls_jax.training.loop import SplitPredictor, newest, train
+from hiercls_jax.training.loop import newest, train
+from hiercls_jax.training.split_predictor import SplitPredictor
 from hiercls_jax.training.state import State, create
 from hiercls_jax.training.tracking import format_duration
 

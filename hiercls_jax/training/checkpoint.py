@@ -26,7 +26,7 @@ from hiercls_jax.errors import UserError
 from hiercls_jax.files import atomic_folder, remove_folder, remove_leftovers
 from hiercls_jax.training.state import State
 
-KEEP = 2  # newest checkpoints kept, so that a damaged one has one before it to fall back to
+KEEP = 2  # newest checkpoints that are kept: if one is damaged, the one before it is used
 OVERHEAD, OVERHEAD_PER_ARRAY = 2**18, 2**10  # bytes of a checkpoint besides its arrays' values
 
 
@@ -81,20 +81,20 @@ def save(folder: Path, state: State, progress: Progress) -> None:
       progress: of the same step.
 
     Raises:
-      CheckpointError: if the disk is full or refuses; the older checkpoints are untouched.
+      CheckpointError: if the disk is full or the write fails; the older checkpoints are untouched.
     """
     final = folder / f"step_{progress.step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder, "step_*")
         for leftover in [*folder.glob(".writing-*"), *folder.glob(".removing-*")]:
-            shutil.rmtree(leftover, ignore_errors=True)  # of a version before this one
+            shutil.rmtree(leftover, ignore_errors=True)  # by the names of older versions
         with atomic_folder(final, replace=True, sync=True) as temporary:
             _check_room(temporary / "room", state)
             with _checkpointer() as checkpointer:
                 checkpointer.save(temporary.absolute() / "arrays", state)
             (temporary / "meta.json").write_text(progress.to_json())
-            (temporary / "manifest.json").write_text(json.dumps(_sums(temporary)))
+            (temporary / "manifest.json").write_text(json.dumps(_hashes(temporary)))
         _remove_old(folder)
     except (OSError, ValueError) as error:
         # If the disk is full, Orbax raises a ValueError: a page of text with the error's number.
@@ -108,16 +108,19 @@ def save(folder: Path, state: State, progress: Progress) -> None:
 
 
 def restore(folder: Path, template: State) -> tuple[State, Progress] | None:
-    """Return the newest whole checkpoint, or None if the folder has none yet.
+    """Return the newest undamaged checkpoint, or None if the folder has none yet.
 
-    A damaged checkpoint is named and renamed to `….damaged`, and the one before it is used.
+    Prints the name of a damaged checkpoint, renames it to `….damaged`, and uses the one before it.
 
     Args:
       folder: the checkpoints' folder.
       template: a state of the same structure, shapes and dtypes, on the host.
 
+    Returns:
+      The state as NumPy arrays on the host, and its `Progress`; or None.
+
     Raises:
-      CheckpointError: if all are damaged, or the newest whole one is of another network.
+      CheckpointError: if all are damaged, or the newest undamaged one is of another network.
     """
     checkpoints = _checkpoints(folder)
     damaged_before = len(list(folder.glob("step_*.damaged")))
@@ -174,7 +177,7 @@ def pack(state: State, progress: Progress) -> bytes:
 
 
 def unpack(packed: bytes, template: State) -> tuple[State, Progress]:
-    """Undo `pack`; `template` has the state's structure."""
+    """Return the checkpoint that `pack` turned into bytes; `template` has the state's structure."""
     with np.load(io.BytesIO(packed), allow_pickle=False) as file:
         leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
         progress = Progress.from_json(str(file["progress"]))
@@ -198,7 +201,7 @@ def _validation_error(path: Path) -> float | None:
 def _check_room(path: Path, state: State) -> None:
     """Raise an OSError unless the disk and the quota have room for a checkpoint of `state`.
 
-    If Orbax met a full disk while it writes, its threads would print pages of tracebacks.
+    This is checked first, because Orbax's threads print pages of tracebacks if the disk is full.
     """
     if hasattr(os, "posix_fallocate"):  # not on macOS
         values = sum(leaf.nbytes + OVERHEAD_PER_ARRAY for leaf in jax.tree.leaves(state))
@@ -220,10 +223,10 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _fault(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None if every byte is as it was written."""
+    """Return a checkpoint's fault in words, or None if every byte is as it was written."""
     try:
         expected = json.loads(_read(path / "manifest.json"))
-        actual = _sums(path)
+        actual = _hashes(path)
     except (OSError, ValueError, AttributeError) as error:
         return f"its manifest cannot be read: {error}"
     for file in sorted(expected.keys() | actual.keys()):
@@ -236,16 +239,15 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def _hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file but the manifest, by path."""
-    sums = {}
+    hashes = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / "manifest.json":
             with open(path, "rb") as file:
-                sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(
-                    file, "sha256"
-                ).hexdigest()
-    return sums
+                digest = hashlib.file_digest(file, "sha256")
+            hashes[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return hashes
 
 
 def _read_state(path: Path, template: State) -> State:
@@ -255,7 +257,7 @@ def _read_state(path: Path, template: State) -> State:
             state = checkpointer.restore(
                 path.absolute() / "arrays", item=template, restore_args=as_numpy
             )
-    except ValueError as error:  # its bytes are right, so its structure is another one
+    except ValueError as error:  # its bytes are right, so its structure must differ
         raise _of_another_network(path) from error
     if _shapes(state) != _shapes(template):
         raise _of_another_network(path)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import math
 import signal
 import time
 from collections import deque
@@ -16,25 +15,21 @@ import numpy as np
 from jax import lax
 
 from hiercls_jax.data.dataset import Samples
-from hiercls_jax.errors import UserError
 from hiercls_jax.runtime import parallel
 from hiercls_jax.runtime.signals import StopRequest, exit_status
 from hiercls_jax.training import checkpoint
 from hiercls_jax.training.checkpoint import Progress
-from hiercls_jax.training.feed import Order, fed, make_feed, padded_batches
+from hiercls_jax.training.feed import Order, fed, make_feed
+from hiercls_jax.training.recorder import Recorder, TrainingError
+from hiercls_jax.training.split_predictor import SplitPredictor
 from hiercls_jax.training.state import State, create
-from hiercls_jax.training.step import Task, make_predict_step, make_train_step
-from hiercls_jax.training.tracking import NullTracker, Tracker, format_duration
+from hiercls_jax.training.step import Task, make_train_step
+from hiercls_jax.training.tracking import NullTracker, Tracker
 
 LAG = 2  # steps between sending one and reading its metrics, so that the device never waits
 SAVE = 1  # a request to save; a greater request is the number of the signal that asks to stop
-TIMED_STEPS = 6  # steps after which the time left is estimated; the first one compiles
 
 TrainStep = Callable[[State, dict], tuple[State, dict]]
-
-
-class TrainingError(UserError):
-    """Training cannot go on."""
 
 
 class Interrupted(Exception):
@@ -69,7 +64,7 @@ class Schedule:
     save_minutes: float
 
     def order(self, images: int) -> Order:
-        """Return which of so many images each step takes."""
+        """Return the indices of the images that each step takes, in a split of so many images."""
         return Order(self.seed, images, self.batch, self.epochs)
 
     def total_steps(self, images: int) -> int:
@@ -110,14 +105,20 @@ def train(
     state, progress = newest(folder, initial) or _of_primary(initial)
     if progress.step >= len(order):
         return state, progress
-    _check_images(progress, task, train_split, folder)
+    position, digest = {"next_index": progress.step}, _digest(train_split, task)
+    if progress.iterator not in (None, position) or progress.images not in (None, digest):
+        raise TrainingError(
+            f"the checkpoint of step {progress.step} in {folder} was trained on other images, or "
+            "in another order; put its images back, or choose another --config.workdir"
+        )
+    progress.iterator, progress.images = position, digest
     tracker: Tracker | NullTracker = NullTracker()
     if parallel.is_primary():
         tracker = Tracker(folder, name, progress.step, len(order))
     if progress.step:
         tracker.say(f"{name}: resuming after step {progress.step} of {len(order)}")
     with contextlib.closing(tracker), StopRequest() as stop:
-        recorder = _Recorder(name, order, schedule.log_every, tracker, progress.sums)
+        recorder = Recorder(name, order, schedule.log_every, tracker, progress.sums)
         evaluate = None
         if validation is not None:
             evaluate = _make_evaluation(task, validation, schedule.batch)
@@ -149,20 +150,10 @@ def _of_primary(initial: State) -> tuple[State, Progress]:
     return checkpoint.unpack(packed, initial)
 
 
-def _check_images(progress: Progress, task: Task, samples: Samples, folder: Path) -> None:
-    """Raise a TrainingError if a checkpoint's next step would take other images than it should.
-
-    All that is known of the images without reading them goes into their digest.
-    """
+def _digest(samples: Samples, task: Task) -> str:
+    """Return a digest of all that is known of the images without reading them."""
     known = (samples.labels, task.mean, task.std)
-    digest = hashlib.sha256(b"".join(array.tobytes() for array in known)).hexdigest()
-    position = {"next_index": progress.step}
-    if progress.iterator not in (None, position) or progress.images not in (None, digest):
-        raise TrainingError(
-            f"the checkpoint of step {progress.step} in {folder} was trained on other images, or "
-            "in another order; put its images back, or choose another --config.workdir"
-        )
-    progress.iterator, progress.images = position, digest
+    return hashlib.sha256(b"".join(array.tobytes() for array in known)).hexdigest()
 
 
 def _with_request(step: TrainStep) -> TrainStep:
@@ -213,7 +204,7 @@ class _Run:
         batches: grain.DatasetIterator,
         state: State,
         progress: Progress,
-        recorder: "_Recorder",
+        recorder: Recorder,
         saver: "_Saver",
         evaluate: Callable[[State], dict[str, float]] | None,
     ) -> None:
@@ -284,95 +275,6 @@ class _Run:
         self._recorder.skip_pause(self._step)
 
 
-class _Recorder:
-    """Sums the metrics of the steps and writes a record every so many steps.
-
-    Args:
-      name: the network's name in progress lines.
-      order: the images of every step.
-      every: steps between records; one is also written at the end of every epoch.
-      tracker: where to write.
-      sums: metrics of the steps since the last record.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        order: Order,
-        every: int,
-        tracker: Tracker | NullTracker,
-        sums: dict[str, float],
-    ) -> None:
-        self.sums = dict(sums)
-        self._name, self._order, self._every, self._tracker = name, order, every, tracker
-        self._times: list[float] = []  # when the first steps of this process ended
-        self._counted_from: tuple[float, int] | None = None  # (time, step), for images per second
-
-    def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Add a step's metrics; write a record if it is time.
-
-        Raises:
-          TrainingError: if one is not finite.
-        """
-        for key, value in metrics.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{key.replace('_', ' of level ', 1)} is {value} at step {step}; all steps "
-                    "after the last checkpoint are dropped. Lower optimizer.learning_rate, in a "
-                    "new workdir"
-                )
-            self.sums[key] = self.sums.get(key, 0) + value
-        self._tracker.advance()
-        self._estimate_once(step)
-        if step % self._every == 0 or step % self._order.steps_per_epoch == 0:
-            self._write(step)
-
-    def write_validation(self, step: int, errors: dict[str, float]) -> None:
-        """Write the error rates of an evaluation, by level."""
-        record = self._record(step, "validation")
-        self._tracker.write(record | {f"error_{level}": e for level, e in errors.items()})
-
-    def flush(self) -> None:
-        """Put the records on disk."""
-        self._tracker.flush()
-
-    def skip_pause(self, step: int) -> None:
-        """Leave out of images per second what happened between `step` and now."""
-        self._counted_from = time.monotonic(), step
-
-    def _write(self, step: int) -> None:
-        """Write the averages since the last record, and begin the next."""
-        record = self._record(step, "train")
-        count = self.sums.pop("count")
-        for key, value in self.sums.items():
-            record[key.replace("errors", "error")] = value / count
-        now = time.monotonic()
-        if (
-            self._counted_from is not None and now > self._counted_from[0]
-        ):  # a clock may stand still
-            images = (step - self._counted_from[1]) * self._order.batch
-            record["images_per_second"] = images / (now - self._counted_from[0])
-        self._counted_from, self.sums = (now, step), {}
-        self._tracker.write(record)
-
-    def _record(self, step: int, split: str) -> dict[str, int | float | str]:
-        return {"step": step, "epoch": step / self._order.steps_per_epoch, "split": split}
-
-    def _estimate_once(self, step: int) -> None:
-        """Say how long the rest will take, once a few steps after the compiled one are timed."""
-        if len(self._times) == TIMED_STEPS:
-            return
-        self._times.append(time.monotonic())
-        began, now = self._times[min(1, len(self._times) - 1)], self._times[-1]
-        if len(self._times) == TIMED_STEPS and now > began:
-            batch, left = self._order.batch, len(self._order) - step
-            rate = (TIMED_STEPS - 2) * batch / (now - began)
-            self._tracker.say(
-                f"{self._name}: {left} steps of {batch} images to go, {rate:.0f} images/s on "
-                f"{parallel.describe_devices()}: about {format_duration(left * batch / rate)}"
-            )
-
-
 class _Saver:
     """Saves checkpoints, knows when the next one is due, and counts the seconds of training.
 
@@ -408,32 +310,3 @@ class _Saver:
 
     def _start_clocks(self) -> None:
         self._began, self._cpu_began = time.monotonic(), time.process_time()
-
-
-class SplitPredictor:
-    """Predicts every image of a split exactly once, whatever the batch; compiles once.
-
-    Args:
-      task: network and constants.
-      batch: images per step over all devices.
-    """
-
-    def __init__(self, task: Task, batch: int) -> None:
-        self._predict_step = parallel.pmap(fed(make_predict_step(task)))
-        self._batch = batch
-        # Coarsest first; JAX would return the names in alphabetical order.
-        self._levels = [level for level, _ in task.network.heads]
-
-    def __call__(self, replicated: State, split: Samples) -> dict[str, np.ndarray]:
-        """Return probabilities float32 `[N, classes]` by level name, in the order of `split`."""
-        plan, counts = zip(*padded_batches(len(split), self._batch), strict=True)
-        parts = []
-        with contextlib.closing(make_feed(split, resident=False)(plan)) as batches:
-            for batch, count in zip(batches, counts, strict=True):
-                positions, probs = parallel.unreplicate(self._predict_step(replicated, batch))
-                counted = np.argsort(positions)[:count]
-                parts.append({level: p[counted] for level, p in probs.items()})
-        result = {level: np.concatenate([part[level] for part in parts]) for level in self._levels}
-        for level, p in result.items():
-            assert len(p) == len(split), f"{level}: predicted {len(p)} of {len(split)} images"
-        return result

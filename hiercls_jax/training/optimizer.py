@@ -35,6 +35,12 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     Args:
       config: the schedule and its fields.
       steps: steps of the whole run, at least 1.
+
+    >>> from types import SimpleNamespace
+    >>> by_ten = SimpleNamespace(schedule="step", learning_rate=0.1, decay_at=(0.5, 0.75),
+    ...                          decay_factor=0.1, warmup_steps=0)
+    >>> [round(float(make_schedule(by_ten, 100)(step)), 4) for step in (0, 60, 90)]
+    [0.1, 0.01, 0.001]
     """
     if config.schedule == "onecycle":
         return optax.cosine_onecycle_schedule(steps, config.learning_rate, config.peak_at)
@@ -49,14 +55,20 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Return SGD with momentum, or with Nesterov's momentum.
+    """Return SGD with momentum, or with Nesterov's momentum (Sutskever et al., ICML 2013).
 
-    Weight decay is L2 in the gradient of all parameters, as in the original implementations.
+    With weight decay λ, momentum μ and learning rate η, a step takes the gradient ∇ of the loss to
+
+        g = ∇ + λ w,    v ← μ v + g,    w ← w - η v, or w - η (g + μ v) with Nesterov's momentum.
+
+    λ w is on all parameters, biases included, as in the original implementations.
 
     Args:
       config: its rates, and its schedule as for `make_schedule`.
       steps: steps of the whole run, at least 1.
     """
+    # Not optax.sgd after the weight decay: a chain in a chain has another state, and checkpoints
+    # hold this one.
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.trace(config.momentum, config.nesterov),

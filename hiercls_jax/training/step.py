@@ -58,8 +58,8 @@ class Task:
 def make_train_step(task: Task) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
     """Return `step(state, batch) -> (state, metrics)`.
 
-    Metrics are scalars, sums over the global batch: `count` of images, `loss` (summed over levels,
-    too), and for each level `loss_<level>` and `errors_<level>`.
+    Metrics are scalars, each a sum over the global batch: `count`, the number of images; `loss`,
+    the weighted sum over levels; and for each level `loss_<level>` and `errors_<level>`.
     """
     axis_name = task.network.axis_name
 
@@ -85,7 +85,8 @@ def make_train_step(task: Task) -> Callable[[State, Batch], tuple[State, dict[st
         count = jnp.int32(len(batch["labels"]))
         metrics = {"count": count, "loss": loss * count}
         metrics |= {f"loss_{level}": value * count for level, value in losses.items()}
-        metrics |= {f"errors_{k}": v for k, v in error_counts(logits, labels).items()}
+        errors = error_counts(logits, labels)
+        metrics |= {f"errors_{level}": value for level, value in errors.items()}
         if axis_name is not None:
             metrics = lax.psum(metrics, axis_name)
         params = optax.apply_updates(state.params, updates)
