@@ -95,7 +95,7 @@ def random_variables(network, image=IMAGE) -> dict:
 
 
 def random_state(network, optimizer) -> State:
-    """The state at step 0 with those values."""
+    """The state at step 0 with `random_variables`."""
     variables = random_variables(network)
     params, batch_stats = variables["params"], variables["batch_stats"]
     return State(jnp.int32(0), params, batch_stats, optimizer.init(params))
@@ -165,7 +165,7 @@ def test_parameter_counts(arch):
 
 @pytest.mark.parametrize("arch", MULTIPLY_ADDS)
 def test_multiply_add_ratios(arch):
-    """A merged network computes 2 to 1 times what one network does, by these ratios."""
+    """Merging lowers the multiply-adds from twice those of one network to once, by these ratios."""
     one = published(arch, "fine")["multiply_adds"]
     ratios = [published(arch, f"merge-{m}")["multiply_adds"] / one for m in range(4)]
     np.testing.assert_allclose(ratios, MULTIPLY_ADDS[arch], atol=0.005)  # given to two digits
@@ -223,7 +223,7 @@ def test_merge_3_is_one_network_below_two_classifiers(arch):
 
 
 def test_the_blocks_of_a_loop_count_once_each():
-    """Two blocks more in each stage are 1x1, 3x3 and 1x1 products more, 17 f² at each position."""
+    """Two more blocks in each stage add 4 f² + 9 f² + 4 f² multiply-adds at each position."""
     counts = [
         summarise(Branched(registry.build(arch), HEADS[:1], 0), (32, 32, 3))["multiply_adds"]
         for arch in ("resnet11", "resnet29")
@@ -296,7 +296,7 @@ def test_blocks_of_a_loop_start_apart():
 
 
 class PlainLayers(nn.Module):
-    """A stage of a DenseNet, each layer of which normalises all channels by itself."""
+    """A stage of a DenseNet in which every layer computes the moments of all its channels."""
 
     stage: densenet.Stage
     axis_name: str | None = None
@@ -391,6 +391,18 @@ def test_parameter_paths():
     assert "params/shared/stage1/layer0/conv2/kernel" in dense
     assert "params/shared/stage2/transition_conv/kernel" in dense
     assert "batch_stats/coarse/stage3/layer0/norm1/mean" in dense
+
+
+@pytest.mark.parametrize("arch", [*SMALL, TOY])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_of_every_head_are_float32(arch, dtype):
+    """`[N, classes]` for each head, whatever the type and size of the images."""
+    network = small(arch, 1)
+    init = partial(network.init_with_output, jax.random.key(0), train=False)
+    logits, _ = jax.eval_shape(init, jax.ShapeDtypeStruct((7, 12, 8, 3), dtype))
+    assert {level: (z.shape, z.dtype) for level, z in logits.items()} == {
+        level: ((7, classes), np.float32) for level, classes in HEADS
+    }
 
 
 @pytest.mark.parametrize("arch", SMALL)
@@ -516,7 +528,7 @@ def test_a_merge_0_step_is_two_separate_steps():
 
 
 def test_a_family_from_outside_trains_merged(monkeypatch):
-    """A registered family of two stages trains merged, on three levels: a step lowers the loss."""
+    """A registered family of two stages trains merged on three levels: a step lowers the loss."""
     monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
     registry.register("toy", Toy)
     assert registry.options("toy1") == {"width": 8}
@@ -561,8 +573,8 @@ def test_a_stem_stride_makes_all_behind_it_cheaper(arch):
 
 
 @pytest.mark.parametrize("level", ["stem", "norm", "stage2", "merge", "family"])
-def test_levels_may_be_called_what_pieces_are(level):
-    """A level may have the name of a stage: botanists have a level `stem`."""
+def test_a_level_may_have_the_name_of_a_piece(level):
+    """The name of a stage, say: botanists have a level `stem`."""
     paths = shapes(small("resnet11", 1, ((level, 2), ("leaf", 5))))
     assert f"params/{level}/classifier/bias" in paths
 

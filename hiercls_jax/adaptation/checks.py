@@ -28,8 +28,9 @@ def prepare_pair(p_coarse: ArrayLike, p_fine: ArrayLike, s: ArrayLike, alpha: Ar
     dtype = jnp.promote_types(jnp.result_type(coarse, fine), jnp.float32)
     if not isinstance(alpha, jax.Array):  # reading one would wait for a device, or fail if traced
         values = np.asarray(alpha, float)
-        if values.size and not ((values >= 0) & (values <= 2)).all():
-            raise ValueError(f"alpha must lie in [0, 2], got {alpha}")
+        wrong = values[~((values >= 0) & (values <= 2))]
+        if wrong.size:
+            raise ValueError(f"alpha must lie in [0, 2], got {wrong[0]:g}")
     alphas = jnp.asarray(alpha, dtype)
     _check_pair_shapes(coarse.shape, fine.shape, np.shape(s), alphas.shape)
     if not isinstance(s, jax.core.Tracer):

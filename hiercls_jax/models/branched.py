@@ -47,6 +47,13 @@ class Branched(nn.Module):
         be called `shared`.
       merge: how many stages the levels share, 0 to S.
       axis_name: mapped axis over which batch statistics are averaged, or None.
+
+    >>> from hiercls_jax.models import registry
+    >>> network = Branched(registry.build("resnet11"), (("coarse", 20), ("fine", 100)), merge=1)
+    >>> init = partial(network.init_with_output, jax.random.key(0), train=False)
+    >>> logits, variables = jax.eval_shape(init, jax.ShapeDtypeStruct((8, 32, 32, 3), "float32"))
+    >>> logits["fine"].shape, sorted(variables["params"])
+    ((8, 100), ['coarse', 'fine', 'shared'])
     """
 
     family: Family
@@ -56,7 +63,18 @@ class Branched(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """Return logits `[N, classes]` by level name for standardised images `[N, H, W, 3]`."""
+        """Return logits by level name.
+
+        Args:
+          images: float `[N, H, W, 3]`, standardised.
+          train: whether to normalise by the batch; the running statistics are then mutable.
+
+        Returns:
+          float32 `[N, classes]` for each level (float64 if the parameters are).
+
+        Raises:
+          UserError: for a level called `shared`, or a `merge` outside 0 to S.
+        """
         if "shared" in dict(self.heads):
             raise UserError("a level cannot be called 'shared', the name of the shared stages")
         part = partial(Segment, self.family, self.merge, self.axis_name)
@@ -82,8 +100,10 @@ class Segment(nn.Module):
 
 
 def shared_pieces(count: int, merge: int) -> int:
-    """Return how many of `count` pieces are shared: none, stem and `merge` stages, or all."""
+    """Return how many of `count` pieces are shared: none, the stem and `merge` stages, or all."""
     stages = count - 2
     if not 0 <= merge <= stages:
         raise UserError(f"merge is the number of shared stages, 0 to {stages}, not {merge}")
-    return 0 if merge == 0 else count if merge == stages else merge + 1
+    if merge == 0:
+        return 0
+    return count if merge == stages else merge + 1

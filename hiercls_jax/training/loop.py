@@ -127,7 +127,7 @@ def train(
         with contextlib.closing(batches):
             saver = _Saver(folder / "checkpoints", schedule.save_minutes)
             run = _Run(task, order, batches, state, progress, recorder, saver, evaluate)
-            return run.to_the_end(stop)
+            return run.take_remaining_steps(stop)
 
 
 def newest(folder: Path, template: State) -> tuple[State, Progress] | None:
@@ -189,7 +189,7 @@ class _Run:
     Args:
       task: network, optimizer and constants.
       order: the images of every step.
-      batches: what the feed makes of them, from the next step on.
+      batches: their batches from the feed, from the next step on.
       state: after the last step, on the host.
       progress: of that step.
       recorder: gets the metrics of every step.
@@ -216,8 +216,11 @@ class _Run:
         self._in_flight: deque[tuple[int, dict]] = deque()  # steps whose metrics are not read yet
         self._request = 0  # the greatest that has come back with a step
 
-    def to_the_end(self, stop: StopRequest) -> tuple[State, Progress]:
+    def take_remaining_steps(self, stop: StopRequest) -> tuple[State, Progress]:
         """Take all remaining steps.
+
+        Returns:
+          The final state on the host, and the `Progress` of its checkpoint.
 
         Raises:
           Interrupted: if a process was asked to stop; the state is saved.
