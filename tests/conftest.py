@@ -6,7 +6,11 @@ from pathlib import Path
 
 # One thread of NumPy in each worker: more of them wait for each other longer than they work. It is
 # read when NumPy is imported.
-os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Most programs of the tests run once: optimising them would take longer than all else. Their values
+# can differ in the last bit. `XLA_FLAGS= pytest …` optimises, as .ci/run does for the numerics.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis
 import jax

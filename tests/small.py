@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import io
 import os
-from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -28,24 +27,9 @@ HIERARCHY = Hierarchy(
 )
 
 
-# For programs that run once or twice: compiled in a third of the time.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def quick_pmap(step, axis_name: str, devices: int, donate_argnums=()):
-    """`jax.pmap` over the first devices, for arguments of one shape, compiled likewise."""
-    mapped = jax.pmap(
-        step, axis_name, devices=jax.devices()[:devices], donate_argnums=donate_argnums
-    )
-    programs = []
-
-    def run(*args):
-        if not programs:
-            options = {"xla_backend_optimization_level": 0}
-            programs.append(mapped.lower(*args).compile(compiler_options=options))
-        return programs[0](*args)
-
-    return run
+def pmap_first(step, axis_name: str, devices: int, donate_argnums=()):
+    """Return `jax.pmap` of a step over the first devices."""
+    return jax.pmap(step, axis_name, devices=jax.devices()[:devices], donate_argnums=donate_argnums)
 
 
 class Stage(nn.Module):

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-from small import quick_jit
 
 from hiercls_jax.data.augment import PAD, augment, sample_keys, standardise
 
@@ -21,7 +20,7 @@ def test_each_result_is_a_crop_of_the_padded_image_or_of_its_mirror_image():
                 possible.add(padded[top : top + size, left : left + size].tobytes())
     keys = sample_keys(KEY, 0, np.arange(count))
     images = np.broadcast_to(image, (count, *image.shape))
-    results = {x.tobytes() for x in np.asarray(quick_jit(augment)(images, keys))}
+    results = {x.tobytes() for x in np.asarray(jax.jit(augment)(images, keys))}
     assert results == possible
     assert len(possible) == 162
 
@@ -33,7 +32,7 @@ def test_half_of_the_images_are_flipped():
     image[4:12, 4:8] = 1  # left of the middle, whatever the crop: mass on one side
     image[4:12, 8:12] = 2
     keys = sample_keys(KEY, 1, np.arange(count))
-    out = np.asarray(quick_jit(augment)(np.broadcast_to(image, (count, 16, 16, 1)), keys))
+    out = np.asarray(jax.jit(augment)(np.broadcast_to(image, (count, 16, 16, 1)), keys))
     columns = out.sum(axis=(1, 3))
     flipped = sum(row[np.flatnonzero(row)[0]] > row[np.flatnonzero(row)[-1]] for row in columns)
     assert abs(flipped - count / 2) < 4 * np.sqrt(count / 4)
@@ -45,7 +44,7 @@ def test_randomness_depends_on_seed_step_and_position_alone():
     rng = np.random.default_rng(0)
     images = rng.random((8, 8, 8, 3)).astype(np.float32)
     positions = np.arange(8)
-    augmented = quick_jit(lambda x, at: augment(x, sample_keys(KEY, 3, at)))
+    augmented = jax.jit(lambda x, at: augment(x, sample_keys(KEY, 3, at)))
     whole, part = augmented(images, positions), augmented(images[4:], positions[4:])
     np.testing.assert_array_equal(whole[4:], part)
     keys = [

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import quick_jit, quick_pmap
+from small import pmap_first
 
 from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.models.cpu_gradients import (
@@ -82,7 +82,7 @@ def test_norm_relu_equals_autodiff_of_its_formula(dtype):
 
     def results(function):
         gradient = jax.grad(loss(function), (0, 1, 2))
-        return quick_jit(lambda *args: (function(*args), gradient(*args)))(x, scale, bias)
+        return jax.jit(lambda *args: (function(*args), gradient(*args)))(x, scale, bias)
 
     (y, mean, var), gradients = results(plain)
     wanted = (y, mean.squeeze(), var.squeeze()), gradients
@@ -107,8 +107,8 @@ def test_norm_relu_equals_flax(dtype):
         y = nn.relu(y)
         return jnp.sum(weights * y), (y, new["batch_stats"])
 
-    (_, aux), grads = quick_jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(params, x)
-    (_, flax_aux), wanted = quick_jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(params, x)
+    (_, aux), grads = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(params, x)
+    (_, flax_aux), wanted = jax.jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(params, x)
     assert_close(aux, flax_aux, dtype)
     assert_close(grads, wanted, dtype)
 
@@ -125,7 +125,7 @@ def test_bfloat16_images_are_normalised_in_float32():
         y, mean, var = batch_norm_relu(x, scale, bias)
         return jnp.sum(weights * y), (y, mean, var)
 
-    run = quick_jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
     (_, (y, *statistics)), (dx, *gradients) = run(x, scale, bias)
     (_, (y32, *statistics32)), (dx32, *gradients32) = run(x.astype("float32"), scale, bias)
     assert (y.dtype, dx.dtype) == (jnp.bfloat16, jnp.bfloat16)
@@ -141,9 +141,9 @@ def test_prediction_uses_the_running_statistics(dtype):
     x, _, scale, bias = data(dtype)
     stats = {"mean": bias, "var": scale**2 + np.asarray(0.1, dtype)}
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
-    apply = quick_jit(partial(BatchNormRelu().apply, train=False, mutable=["batch_stats"]))
+    apply = jax.jit(partial(BatchNormRelu().apply, train=False, mutable=["batch_stats"]))
     y, new = apply(variables, x)
-    flax_norm = quick_jit(nn.BatchNorm(True, epsilon=1e-5).apply)
+    flax_norm = jax.jit(nn.BatchNorm(True, epsilon=1e-5).apply)
     assert_close(y, jax.device_get(flax_norm(variables, x)).clip(0), dtype)
     assert_close(new.get("batch_stats", stats), stats, dtype)
 
@@ -171,8 +171,8 @@ def test_norm_relu_over_devices_equals_one_device(dtype, devices):
             d_params = jax.lax.pmean(d_params, axis_name)
         return d_params, dx, aux
 
-    wanted = quick_jit(lambda *args: step(None, *args))(x, weights)
-    spread = quick_pmap(partial(step, "i"), "i", devices)
+    wanted = jax.jit(lambda *args: step(None, *args))(x, weights)
+    spread = pmap_first(partial(step, "i"), "i", devices)
     d_params, dx, (y, new) = spread(*(a.reshape(devices, -1, *SHAPE[1:]) for a in (x, weights)))
     for replica in range(devices):
         got = jax.tree.map(lambda a: a[replica], (d_params, new))  # noqa: B023
@@ -185,13 +185,13 @@ def test_momentum_epsilon_and_initial_values():
     """Scale 1, bias 0, statistics 0 and 1, untouched by initialisation; momentum 0.9, ε 1e-5."""
     # Mean 3, variance 1e-5: with ε = 1e-5 the normalised images are ±1/√2.
     x = 3 + np.sqrt(1e-5, dtype=np.float32) * np.float32([1, -1]).reshape(2, 1, 1, 1)
-    variables = quick_jit(partial(BatchNormRelu().init, train=True))(jax.random.key(0), x)
+    variables = jax.jit(partial(BatchNormRelu().init, train=True))(jax.random.key(0), x)
     assert jax.tree.map(float, jax.tree.map(jnp.squeeze, variables)) == {
         "params": {"scale": 1.0, "bias": 0.0},
         "batch_stats": {"mean": 0.0, "var": 1.0},
     }
     apply = partial(BatchNormRelu().apply, train=True, mutable=["batch_stats"])
-    y, new = quick_jit(apply)(variables, x)
+    y, new = jax.jit(apply)(variables, x)
     # x itself is rounded to 2e-7, 1e-4 of its deviation.
     np.testing.assert_allclose(y.squeeze(), [np.sqrt(0.5), 0], atol=1e-3)
     np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * 3, rtol=1e-6)
@@ -210,7 +210,7 @@ def test_a_channel_far_from_zero_keeps_its_gradient():
 
     def gradients(norm):
         loss = lambda *args: jnp.sum(weights * norm(*args)[0])  # noqa: E731
-        return quick_jit(jax.grad(loss, (0, 1, 2)))(x, scale, bias)
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(x, scale, bias)
 
     ours = jax.device_get(gradients(batch_norm_relu))
     with enable_x64(True):
@@ -235,7 +235,7 @@ def test_known_moments_change_nothing(dtype):
         return jnp.sum(weights * y), (y, new)
 
     known, unknown = (
-        quick_jit(jax.grad(partial(loss, known=k), has_aux=True))(x) for k in (True, False)
+        jax.jit(jax.grad(partial(loss, known=k), has_aux=True))(x) for k in (True, False)
     )
     assert_close(known, unknown, dtype)
 
@@ -248,7 +248,7 @@ def test_running_statistics_carry_no_gradient():
         "batch_stats": {"mean": bias, "var": scale**2},
     }
 
-    @quick_jit
+    @jax.jit
     def gradient(x):
         def loss(x):
             _, new = BatchNormRelu().apply(variables, x, True, mutable=["batch_stats"])
@@ -281,7 +281,7 @@ def test_conv_equals_flax(kernel, stride, size, dtype):
             y = function(x, weights)
             return jnp.mean(y**2), y
 
-        return quick_jit(jax.grad(loss, (0, 1), has_aux=True))(x, weights)
+        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, weights)
 
     gradients, got = with_gradients(lambda x, weights: conv(x, weights, stride))
     assert got.shape == (2, -(-size // stride), -(-size // stride), 5)
@@ -320,7 +320,7 @@ def test_gradient_of_a_product_of_any_width(features, dtype):
         return jnp.einsum("nhwc,cd->nhwd", x, weights[0, 0])
 
     ours, wanted = (
-        quick_jit(jax.grad(lambda x, w, f=f: jnp.mean(f(x, w) ** 2), (0, 1)))(x, weights)
+        jax.jit(jax.grad(lambda x, w, f=f: jnp.mean(f(x, w) ** 2), (0, 1)))(x, weights)
         for f in (conv, plainly)
     )
     assert_close(ours, wanted, dtype)
@@ -338,7 +338,7 @@ def test_conv_of_normalised_equals_that_of_its_images(kernel, stride, dtype):
         return jnp.mean(y**2), y
 
     ours, wanted = (
-        quick_jit(jax.grad(partial(loss, convolve=convolve), (0, 1), has_aux=True))(
+        jax.jit(jax.grad(partial(loss, convolve=convolve), (0, 1), has_aux=True))(
             normalised, weights
         )
         for convolve in (conv_of_normalised, lambda n, *rest: conv(n.images(), *rest))
@@ -360,13 +360,13 @@ def test_a_convolution_does_not_keep_normalised_images(kernel):
             x = conv_of_normalised(Normalised(x, *batch_moments(x), ones, ones), w)
         return jnp.sum(x**2)
 
-    compiled = quick_jit(jax.grad(loss, (0, 1))).lower(x, weights).compile()
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, weights).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 10 * x.nbytes
 
 
 def test_conv_is_initialised_as_he_et_al():
     """Kernels are normal with variance 2 / (k² · outputs), not truncated; there is no bias."""
-    init = quick_jit(Conv(64, 3).init)
+    init = jax.jit(Conv(64, 3).init)
     variables = init(jax.random.key(0), jnp.zeros((1, 8, 8, 32)))
     assert list(variables["params"]) == ["kernel"]
     kernel = variables["params"]["kernel"]
@@ -386,7 +386,7 @@ def test_classifier_averages_and_multiplies():
     params = {"kernel": rng.normal(size=(6, 5)), "bias": rng.normal(size=5)}
     params = {name: value.astype(np.float32) for name, value in params.items()}
     wanted = x.astype(np.float64).mean((1, 2)) @ params["kernel"] + params["bias"]
-    got = quick_jit(Classifier(5).apply)({"params": params}, x)
+    got = jax.jit(Classifier(5).apply)({"params": params}, x)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -402,7 +402,7 @@ def test_average_pool_equals_flax(size, dtype):
     x, *_ = data(dtype, (2, *size, 3))
 
     def with_gradient(pool):
-        return quick_jit(jax.value_and_grad(lambda x: jnp.sum(pool(x) ** 2)))(x)
+        return jax.jit(jax.value_and_grad(lambda x: jnp.sum(pool(x) ** 2)))(x)
 
     flax_pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
     assert_close(with_gradient(average_pool), with_gradient(flax_pool), dtype)

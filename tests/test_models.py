@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from small import quick_jit, quick_pmap
+from small import pmap_first
 
 from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.errors import UserError
@@ -254,7 +254,7 @@ def test_a_loop_over_blocks_is_one_after_another():
         plain = OneByOne(stage)
         rng = np.random.default_rng(0)
         x, weights = rng.normal(size=(8, 4, 4, 4)), rng.normal(size=(8, 2, 2, 8))
-        looped = quick_jit(partial(stage.init, train=True))(jax.random.key(0), x)
+        looped = jax.jit(partial(stage.init, train=True))(jax.random.key(0), x)
         looped = jax.tree.map(np.float64, looped)
 
         def apart(tree):
@@ -275,20 +275,20 @@ def test_a_loop_over_blocks_is_one_after_another():
                 return jnp.sum(weights * y), (y, new)
 
             gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
-            (_, (y, new)), (d_params, dx) = quick_jit(gradient)(variables["params"], x)
+            (_, (y, new)), (d_params, dx) = jax.jit(gradient)(variables["params"], x)
             return y, dx, {"params": d_params, **new}
 
         *values, trees = gradients(stage, looped)
         *wanted, wanted_trees = gradients(plain, apart(looped))
         check = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
         jax.tree.map(check, (*values, apart(trees)), (*wanted, wanted_trees))
-        predict = [quick_jit(partial(m.apply, train=False)) for m in (stage, plain)]
+        predict = [jax.jit(partial(m.apply, train=False)) for m in (stage, plain)]
         check(predict[0](looped, x), predict[1](apart(looped), x))
 
 
 def test_blocks_of_a_loop_start_apart():
     """Each block has random numbers of its own, with He et al.'s deviation."""
-    init = quick_jit(partial(resnet.Stage(5, 16, 1, None).init, train=True))
+    init = jax.jit(partial(resnet.Stage(5, 16, 1, None).init, train=True))
     variables = init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))
     kernels = variables["params"]["blocks"]["conv2"]["kernel"].reshape(4, -1)
     np.testing.assert_allclose(np.corrcoef(kernels) - np.eye(4), 0, atol=0.1)
@@ -343,17 +343,17 @@ def test_moments_that_layers_share_are_those_of_each():
                 d_params = jax.lax.pmean(d_params, module.axis_name)
             return (dx, y), (d_params, new)
 
-        (wanted_dx, wanted_y), wanted = quick_jit(partial(gradients, plain))(x, weights)
+        (wanted_dx, wanted_y), wanted = jax.jit(partial(gradients, plain))(x, weights)
         check = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
         for devices in (1, 2):
             stage = densenet.Stage(2, 2, 0.5, "i" if devices > 1 else None)
             spread = (a.reshape(devices, -1, *a.shape[1:]) for a in (x, weights))
-            (dx, y), trees = quick_pmap(partial(gradients, stage), "i", devices)(*spread)
+            (dx, y), trees = pmap_first(partial(gradients, stage), "i", devices)(*spread)
             check(dx.reshape(x.shape) / devices, wanted_dx)
             check(y.reshape(weights.shape), wanted_y)
             for i in range(devices):
                 jax.tree.map(lambda a, w: check(a[i], w), trees, wanted)  # noqa: B023
-        predict = [quick_jit(partial(m.apply, train=False)) for m in (stage, plain)]
+        predict = [jax.jit(partial(m.apply, train=False)) for m in (stage, plain)]
         check(*(f(variables, x) for f in predict))
 
 
@@ -368,7 +368,7 @@ def test_gradients_of_shared_channels_are_summed_once(monkeypatch):
             own = {**variables, "params": params}
             return jnp.sum(stage.apply(own, x, True, mutable=["batch_stats"])[0] ** 2)
 
-        lowered = quick_jit(jax.grad(loss, (0, 1))).lower(variables["params"], x)
+        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(variables["params"], x)
         return lowered.compile().cost_analysis()["flops"]
 
     once = operations()
@@ -436,7 +436,7 @@ def gradients(request):
     labels = {level: ids[data["labels"]] for level, ids in ANCESTORS.items()}
     variables = random_variables(network)
 
-    @quick_jit
+    @jax.jit
     def gradient(params, weights):
         def loss(params):
             variables_ = {**variables, "params": params}
@@ -498,7 +498,7 @@ def test_a_merge_0_step_is_two_separate_steps():
     def step(network):
         task = make_task(network)
         before = random_state(network, task.optimizer)
-        after, metrics = quick_jit(make_train_step(task))(before, batch())
+        after, metrics = jax.jit(make_train_step(task))(before, batch())
         return before, after, metrics
 
     def values(state, level):
@@ -538,7 +538,7 @@ def test_a_family_from_outside_trains_merged(monkeypatch):
         shapes(network)
     )
     task = make_task(network)
-    step = quick_jit(make_train_step(task))
+    step = jax.jit(make_train_step(task))
     state, first = step(random_state(network, task.optimizer), batch())
     _, second = step(state, batch())
     assert second["loss"] < first["loss"] - 0.1

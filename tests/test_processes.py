@@ -31,7 +31,6 @@ __all__ = ["images"]  # the fixture
 LOCAL = Path(__file__).parents[1] / "launch" / "local.sh"
 ONE = (1, 1)
 SHAPES = [(1, 4), (2, 2)]  # processes x devices of each
-FAST = "--xla_backend_optimization_level=0"  # each process compiles; no test here needs fast code
 SLURM = """for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & tasks+=($!); done
            status=0; for task in "${tasks[@]}"; do wait $task || status=$?; done; exit $status"""
 
@@ -42,7 +41,7 @@ def launch(images, workdir, shape, *more, prefix=None):
     if prefix is None:
         prefix = [str(LOCAL), str(processes)] if processes > 1 else []
     devices = f"--config.run.cpu_devices={devices}"
-    return start(images, workdir, devices, *more, prefix=prefix, XLA_FLAGS=FAST)
+    return start(images, workdir, devices, *more, prefix=prefix)
 
 
 def under_slurm() -> list[str]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import HIERARCHY, Recipe, quick_pmap, schedule, split, task
+from small import HIERARCHY, Recipe, pmap_first, schedule, split, task
 
 from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import fed, make_feed
@@ -37,7 +37,7 @@ def start():
 
 def run_on(devices: int, a_task, start):
     state = parallel.replicate(start, devices)
-    step = quick_pmap(make_train_step(a_task), parallel.AXIS, devices, donate_argnums=(0,))
+    step = pmap_first(make_train_step(a_task), parallel.AXIS, devices, donate_argnums=(0,))
     records = []
     for batch in batches():
         state, metrics = step(state, parallel.shard(batch, devices))
@@ -122,7 +122,7 @@ def test_loss_weights_scale_each_level(start):
     """A weight of 0 on coarse leaves its branch without a gradient; without L2 nothing moves it."""
     still = task(recipe=Recipe(weight_decay=0.0))
     still.weights["coarse"] = 0.0
-    step = quick_pmap(make_train_step(still), parallel.AXIS, 1)
+    step = pmap_first(make_train_step(still), parallel.AXIS, 1)
     after, _ = step(parallel.replicate(start, 1), parallel.shard(next(batches()), 1))
     before, after = start.params, parallel.unreplicate(after.params)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before["coarse"], after["coarse"])))
@@ -136,7 +136,7 @@ def test_resident_and_host_fed_batches_train_alike(start):
     indices = np.array([3, 1, 39, 7, 22, 10, 11, 0])
     results = []
     for resident in (False, True):
-        step = quick_pmap(fed(make_train_step(a_task)), parallel.AXIS, parallel.device_count())
+        step = pmap_first(fed(make_train_step(a_task)), parallel.AXIS, parallel.device_count())
         batch = next(make_feed(data, resident)([indices]))
         results.append(parallel.unreplicate(step(parallel.replicate(start), batch)[0]))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
