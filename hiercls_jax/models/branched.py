@@ -11,9 +11,8 @@
 
 The separate networks of Figure 2c are this network with one head each; `variants.py` names all
 five. The stem belongs to stage 1 and the final normalisation to the last stage, so that merge-3
-shares everything but the classifiers. The paper says that a max-pooling follows every stage. The
-networks that it cites have none (they stride, or average-pool in a transition); they are built here
-as published.
+shares everything but the classifiers. The paper says that a max-pooling follows every stage, but
+the networks that it cites stride, or average-pool in a transition: here, too.
 """
 
 from functools import partial
@@ -43,8 +42,7 @@ class Branched(nn.Module):
 
     Args:
       family: gives the stem, the S stages and the final normalisation.
-      heads: (name, number of classes) of each level to predict, any number of levels. No level may
-        be called `shared`.
+      heads: (name, number of classes) of each level, of any number of levels; none is `shared`.
       merge: how many stages the levels share, 0 to S.
       axis_name: mapped axis over which batch statistics are averaged, or None.
 
@@ -63,17 +61,9 @@ class Branched(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """Return logits by level name.
+        """Return logits by level name, float32 `[N, classes]` (float64 if the parameters are).
 
-        Args:
-          images: float `[N, H, W, 3]`, standardised.
-          train: whether to normalise by the batch; the running statistics are then mutable.
-
-        Returns:
-          float32 `[N, classes]` for each level (float64 if the parameters are).
-
-        Raises:
-          UserError: for a level called `shared`, or a `merge` outside 0 to S.
+        `images` are float `[N, H, W, 3]`, standardised. If `train`, layers normalise by the batch.
         """
         if "shared" in dict(self.heads):
             raise UserError("a level cannot be called 'shared', the name of the shared stages")
