@@ -359,13 +359,13 @@ def test_the_guesses_as_json(command, workdir, trained, root, images):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["predict", "a.png"], 2, "flag --workdir=None"),
+        (["predict", "a.png"], 2, "error: --workdir is missing"),
         (["predict", "WORK"], 2, "no image file is named; see python -m hiercls_jax predict"),
         (["predict", "WORK", "--out=x", "a.png"], 2, "Unknown command line flag 'out'"),
         (["predict", "WORK", "none.png"], 1, "there is no image file none.png"),
         (["predict", "WORK", "folder"], 1, "folder is a folder; name the image files in it, such"),
         (["predict", "WORK", "text.png"], 1, "text.png cannot be read as an image, PNG or JPEG"),
-        (["export", "WORK"], 2, "flag --out=None"),
+        (["export", "WORK"], 2, "error: --out is missing"),
         (["export", "WORK", "--out=x", "y"], 2, "Unknown command line flag 'y'; see"),
         (["export", "WORK", "--out=none/x"], 1, "none/x cannot be written: No such file"),
         (["export", "WORK", "--out=folder"], 1, "folder cannot be written: Is a directory"),
