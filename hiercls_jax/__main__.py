@@ -3,6 +3,7 @@
 `python -m hiercls_jax` is the same program.
 """
 
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -67,7 +68,8 @@ def program(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[1:2] == ["train"]:
             huge_pages.restart(list(argv))  # before the command's imports, which take seconds
-        faulthandler.enable()
+        with contextlib.suppress(RuntimeError, ValueError, OSError):  # stderr may be closed
+            faulthandler.enable()
         status = main(argv)
         sys.stdout.flush()
     except KeyboardInterrupt:  # during imports; each command handles the later ones

@@ -62,7 +62,7 @@ def atomic_folder(
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, if it exists, so that nobody can take a part of it for the whole.
+    """Remove a folder, if it exists. No other process ever sees a part of it under its name.
 
     It is renamed first, because removing its files takes time and may be interrupted.
     """

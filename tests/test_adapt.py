@@ -293,7 +293,7 @@ def test_renormalize(inputs, capsys):
 
 
 def test_ragged_hierarchy(capsys):
-    """A leaf above the last level: its mass and the level's sum to 1, and it is predicted too."""
+    """A leaf above the last level counts in the sum of that level's rows, and can be predicted."""
     levels, labels = probabilities(RAGGED)
     RAGGED.to_json("h.json")
     np.save("pc.npy", levels[0])
@@ -562,7 +562,7 @@ def test_levels_that_do_not_fit(inputs, capsys):
     ],
 )
 def test_a_wrong_command_line(inputs, capsys, flags, message):
-    """Flags that are missing, unknown or no such value: status 2."""
+    """A flag that is missing, unknown or has a wrong value gives status 2."""
     error = fails(capsys, *flags, status=2)
     assert message in error
     assert "adapt --help" in error

@@ -335,7 +335,7 @@ def test_interval_grows_with_confidence_and_repeats():
 @pytest.mark.parametrize("function", [alpha_search, cross_validate, bootstrap_interval])
 @pytest.mark.parametrize("objective", ["error", 2, -1, 0.0, None])
 def test_unknown_objectives_are_refused(function, objective):
-    """A misspelt objective, or a level that is not there, does not pass for another."""
+    """A misspelt objective, or a level that does not exist, is an error."""
     with pytest.raises(ValueError, match=r"objective=.*: allowed are 'sum', 'nll' .*, 0 to 1"):
         function(*random_problem(10), largest=2, objective=objective)
 

@@ -92,7 +92,7 @@ def test_a_damaged_entry_is_made_anew(source):
 
 @pytest.mark.parametrize("sums", ["{}", "[]", "null", '{"train.images.npy": 1}'])
 def test_sums_of_nothing_are_no_entry(source, sums):
-    """Sums that are JSON but no list of files with their sums are not trusted."""
+    """A file of checksums that does not list files with their checksums is not trusted."""
     read(source)
     (entry() / "sums.json").write_text(sums)
     read(source)
@@ -101,7 +101,7 @@ def test_sums_of_nothing_are_no_entry(source, sums):
 
 @pytest.mark.parametrize("part", ["images", "labels"])
 def test_sums_of_half_a_split_are_no_entry(source, part):
-    """Where right sums leave out one array of a split, the images are made anew."""
+    """If the checksums are right but one array of a split is missing, the images are made again."""
     read(source)
     sums = json.loads((entry() / "sums.json").read_text())
     del sums[f"train.{part}.npy"]
@@ -111,7 +111,7 @@ def test_sums_of_half_a_split_are_no_entry(source, part):
 
 
 def test_nothing_is_unpickled(source):
-    """An array of objects, sums and all, is made anew instead of being unpickled."""
+    """An array of objects, even with the right checksum, is made again and not unpickled."""
     read(source)
     path = entry() / "train.labels.npy"
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)

@@ -373,7 +373,7 @@ def test_unsafe_member(server, tmp_path, extra):
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
 def test_decompression_bomb(server, tmp_path, kind):
-    """What says that it is long, be it a name, takes no memory: no more is read than is wanted."""
+    """A member, or a name, that claims to be long takes no memory: it is not read to its end."""
     bomb = tarfile.TarInfo("x")
     bomb.type, bomb.size = kind, 1 << 25
     archive = gzip.compress(bomb.tobuf(tarfile.GNU_FORMAT) + bytes(bomb.size))
@@ -405,7 +405,7 @@ def test_wrong_size_of_binary_file(server, tmp_path, change):
 
 @pytest.mark.parametrize("labels", [(0, 0), (4, 100), (20, 0), (0, 255)])
 def test_wrong_labels(server, good, tmp_path, labels):
-    """Labels out of range, and coarse labels that are not their fine label's, are refused."""
+    """Labels out of range are refused, and fine labels below another coarse label."""
     contents = files()
     array = records("train")
     array[7, :2] = labels

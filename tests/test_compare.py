@@ -13,6 +13,7 @@ import small
 from made_up import page_data, rates
 from made_up_runs import write_run
 
+from hiercls_jax import experiment
 from hiercls_jax.commands import compare
 from hiercls_jax.errors import UserError
 from hiercls_jax.study import claims, finished_runs, summary
@@ -195,8 +196,8 @@ DAMAGES = {
     "no config": lambda f: change_results(f, lambda r: r.pop("config")),
     "rule": lambda f: change_results(f, lambda r: r["config"].update({"adapt.rule": "none"})),
     "hierarchy": lambda f: (f / "hierarchy.json").write_text("["),
-    # Fine class 0 has the coarse class 4, fine class 1 another.
-    "parents": lambda f: change_array(f, "validation/labels_coarse", slice(None), 4),
+    # One label of 200: its coarse class is not 19.
+    "parents": lambda f: change_array(f, "validation/labels_coarse", 7, 19),
 }
 
 
@@ -238,6 +239,18 @@ def test_runs_of_different_rules_are_refused(runs, tmp_path):
     assert [(v.verdict, v.claim.tests) for v in above_1] == [("not run", ())] * 2
     summary.save(tmp_path / "summary.npz", whole)
     assert summary.load(tmp_path / "summary.npz").cells["resnet20", "separate"].rule == "bottom_up"
+
+
+def test_seeds_of_an_older_version_belong_to_the_same_cell(runs, tmp_path):
+    """A run whose record lacks `dtype` and `adapt.rule` used their defaults, as newer seeds do."""
+    for seed in (0, 1):
+        shutil.copytree(runs / "resnet20" / "merge1" / f"seed-{seed}", tmp_path / f"seed-{seed}")
+    for older in (0, 1):
+        change_results(tmp_path / f"seed-{older}", lambda r: [
+            r["config"].pop(field) for field in experiment.ADDED_LATER])  # fmt: skip
+        cells = []
+        finished_runs.summarise_runs(finished_runs.find_runs(tmp_path, pytest.fail), cells.append)
+        assert [(cell.seeds, cell.rule) for cell in cells] == [((0, 1), "kl")]
 
 
 def test_what_cannot_be_compared_is_one_error(runs, compared, tmp_path, capsys):

@@ -41,7 +41,7 @@ def test_the_images_are_the_published_ones(splits):
 
 
 def test_what_is_drawn_now_is_what_is_cached(splits, few):
-    """The code as it is draws the cached images: a change to it cannot hide behind the cache."""
+    """The present code draws the cached images, so that the cache cannot hide a change to it."""
     for name, drawn in embedded.generate().items():
         np.testing.assert_array_equal(drawn.images, splits[name].images[: len(drawn)])
         np.testing.assert_array_equal(drawn.labels, splits[name].labels[: len(drawn)])
@@ -68,7 +68,7 @@ def test_another_process_without_vector_instructions_draws_the_same(splits):
 
 
 def test_shapes_do_not_need_64_bits(monkeypatch):
-    """Drawn on grids of int32, as where that is NumPy's integer, every shape is the same."""
+    """On grids of int32, NumPy's default integer on some systems, every shape is the same."""
     expected, grid = embedded._shape_templates(), embedded._grid
     monkeypatch.setattr(embedded, "_grid", lambda: [axis.astype(np.int32) for axis in grid()])
     np.testing.assert_array_equal(embedded._shape_templates(), expected)

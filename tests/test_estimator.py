@@ -66,8 +66,8 @@ def leaf_columns(tree):
 EXPECTED_FAILURES = {
     "check_estimators_dtypes": "casts X to integers, and probabilities to 0, which are none",
     "check_classifiers_one_label": (
-        "wants the one class of y predicted everywhere: only alpha is learned from y, what is "
-        "predicted is what the probabilities say"
+        "wants the one class of y predicted everywhere; but only alpha is learned from y, and "
+        "predictions follow from the probabilities"
     ),
     "check_classifiers_classes": "wants the classes of y to be all: these are the hierarchy's",
     "check_classifiers_train": "wants a column for each class of y: these are the hierarchy's",
@@ -195,7 +195,7 @@ def test_computes_in_the_dtype_of_x(dtype, rng):
 
 
 def test_columns_keep_their_names(rng):
-    """Column i of what `transform` returns is column i of X, adapted, and is called the same."""
+    """Column i of the output of `transform` is the adapted column i of X, under the same name."""
     X, y = random_rows(RAGGED, rng, 10)
     adjuster = HierarchyAdjuster(RAGGED).fit(X, y)
     names = [name for level in RAGGED.names for name in level]

@@ -202,7 +202,7 @@ def test_unknown_class_folder(root):
 
 
 def test_a_misspelt_class_is_named(root):
-    """Of the classes without a folder, the one that is spelt nearly as the folder is named."""
+    """An error about an unknown folder suggests the class with the most similar name."""
     more = tuple(f"a{i}" for i in range(9))  # before it: the list of classes ends earlier
     names = (("cat", "dog"), (*more, "pub", "lynx", "pugh", "lion"))
     tree = Hierarchy(PETS.levels, names, ((*[0] * 9, 1, 0, 1, 0),))

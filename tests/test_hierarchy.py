@@ -123,7 +123,7 @@ def test_equality_is_by_content():
 
 
 def test_a_hierarchy_cannot_be_changed():
-    """Neither its fields nor its arrays can be written, nor those of its maker through it."""
+    """Its fields and arrays are read-only; changes to the caller's arrays do not reach it."""
     given_parents = np.array([0, 1, 0], np.int32)
     tree = Hierarchy(("a", "b"), (("x", "y"), ("p", "q", "r")), (given_parents,))
     given_parents[2] = 1
@@ -583,7 +583,7 @@ def test_csv_errors_name_the_file(text, message, tmp_path):
 
 
 def test_read_refuses_what_it_cannot_read(tmp_path):
-    """A file that is not there, or of another kind, is refused by name."""
+    """A file that does not exist, or has another suffix, is refused; the error names it."""
     with pytest.raises(HierarchyError, match=r"there is no hierarchy file .*gone\.csv"):
         Hierarchy.read(tmp_path / "gone.csv")
     other = tmp_path / "tree.yaml"

@@ -275,7 +275,7 @@ def test_every_class_with_two_parents_is_named():
 
 @given(parents=trees(), data=st.data())
 def test_contraction_keeps_who_is_above_whom(parents, data):
-    """In what is left, a class is above a leaf if it was before, and every class has 2 children.
+    """A class that is kept is above the same leaves as before, and has at least 2 children.
 
     The classes left are the leaves and those where two of them part, less one above them all.
     """
@@ -382,7 +382,7 @@ def test_whatever_is_no_tree_is_a_hierarchy_error(value, other, ragged):
 
 @given(text=st.text("ab#\n \t\x85é", max_size=40), leaves=st.lists(names, max_size=3))
 def test_any_text_is_a_tree_or_a_hierarchy_error(text, leaves):
-    """Whatever text stands for the is-a lines, the leaves are the leaves, or it is refused."""
+    """Any text is refused, or gives a tree with exactly the leaves that were asked for."""
     with contextlib.suppress(HierarchyError):
         assert sorted(from_wordnet(text, leaves).leaf_names) == sorted(leaves)
 

@@ -348,7 +348,7 @@ def test_exhaustive_raises_in_ratio(problem, alpha):
 
 
 def test_by_hand():
-    """Four groups by hand: one excess, one that holds, one short, and one short with no mass.
+    """Four groups by hand: too much fine mass, equal mass, too little, and none at all.
 
     Excess: p 0.2 and f (0.8, 0.6, 0.4), t = 0.5; α = 0.5 goes half of each way, α = 1.5 mirrors
     half of it. Short: p 0.9 and f (0.4, 0.1), t = 0.7 in ratio 4:1. Empty: p 0.4, t = 0.2.

@@ -98,7 +98,7 @@ def test_is_the_logarithm_of_adjust_tree(tree, seed, alpha):
 
 
 def test_the_largest_alpha_of_uneven_weights_leaves_nothing_over():
-    """At the largest α not even a rounding of P is left, though it is e^500 times the others."""
+    """At the largest α nothing of P is left, not even a rounding of it, e^500 times the rest."""
     tree, weights = make([[0, 1], [0, 1]]), [1.0, 0.7, 0.9]
     far = [0.0, -500.0]
     log_probs = [np.float32(far), np.float32(far[::-1]), np.float32(far[::-1])]
@@ -154,7 +154,7 @@ def test_log_marginals_are_the_logarithm_of_marginals():
 
 
 def test_log_marginals_keep_what_a_leaf_near_1_leaves():
-    """Beside a leaf with all but e^-500 of the mass, that is what the level below sums to."""
+    """If a leaf has all the mass but e^-500, the level below it sums to e^-500."""
     results = log_marginals([[-500, 0], [0, 0]], make([[0, 0]], [2, 2]))
     np.testing.assert_allclose(results[1], -500 - np.log([2, 2]), rtol=LOG)
 

@@ -407,6 +407,13 @@ def test_an_unknown_command_is_refused(capsys):
     assert capsys.readouterr() == ("", message)
 
 
+def test_a_closed_stderr_is_no_error():
+    """As some schedulers start programs, without stderr: the command works all the same."""
+    done = shell("-c", "import os, sys; os.close(2); os.execv(sys.executable, [sys.executable, "
+                 "'-m', 'hiercls_jax'])")  # fmt: skip
+    assert (done.returncode, "hiercls-jax compare" in done.stdout) == (0, True)
+
+
 def test_the_command_from_a_shell():
     """As a program: a mistake is status 2 and two lines, and no library prints more."""
     done = shell("-m", "hiercls_jax.main", "--config=configs/merge1.py", "--config.train.epoch=3")

@@ -34,7 +34,7 @@ from hiercls_jax.training.state import State
 
 SUM = 2e-6
 ALPHA = 0.7  # not 0, not 1, and not the value that so few images would give
-# Not in alphabetical order, as JAX sorts what is in a dictionary.
+# Not in alphabetical order, because JAX sorts the keys of a dictionary.
 HIERARCHY = dataclasses.replace(small.HIERARCHY, levels=("tone", "colour"))
 TEST = 20  # images
 

@@ -118,7 +118,8 @@ def runs(images, tmp_path_factory):
     assert status == 0, out
     broken = tmp_path_factory.mktemp("broken") / "run"
     rng = np.random.default_rng(time.time_ns())  # other steps in every run of this test
-    steps = np.sort(rng.integers(1, STEPS - 8, 3))
+    # The third is in the second epoch, which has another order of images.
+    steps = [*np.sort(rng.integers(1, 10, 2)), rng.integers(10, STEPS - 5)]
     for step in steps[:2]:
         process = start(images, broken)
         wait_for_step(process, broken, step)

@@ -49,7 +49,7 @@ def test_outside_the_main_thread_nothing_changes():
 
 
 def test_a_request_is_remembered_and_repeated_if_nobody_acted_on_it():
-    """A block that ends although it was asked to stop passes the signal on; one that raises not."""
+    """If a block ends although a signal came, the signal is sent again; not if the block raises."""
     passed_on = []
 
     def save_and_raise():

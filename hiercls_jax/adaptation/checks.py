@@ -1,4 +1,4 @@
-"""Checks of what adaptation takes: shapes always, values only if they are not traced."""
+"""Checks of the arguments of adaptation: always shapes; values only if they are not traced."""
 
 from collections.abc import Sequence
 

@@ -45,7 +45,7 @@ def adjust_incomplete(
 
     Args:
       p_coarse: float `[..., C]` in [0, 1].
-      p_fine: float `[..., F]` in [0, 1], where siblings exclude each other; same leading axes.
+      p_fine: float `[..., F]` in [0, 1], same leading axes; siblings exclude each other.
       s: integer `[F]`, `s[j]` in `[0, C)` is the coarse class of fine class `j`.
       alpha: float in `[0, 2]`, a scalar or an array that broadcasts against the leading axes; the
         violations are gone from 1 on.

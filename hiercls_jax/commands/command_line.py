@@ -151,7 +151,7 @@ def reader_gone() -> int:
 
 
 def _explain(error: Exception) -> str:
-    """Return what a person needs to know of an error in the flags or in a config file."""
+    """Return the part of an error in flags or in a config file that helps to mend it."""
     text = str(error)
     if "Traceback" in text:  # config_flags quotes the whole traceback of a config file
         return re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])

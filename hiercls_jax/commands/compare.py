@@ -74,7 +74,7 @@ def compare(sources: Sequence[Path], out: Path, command: Sequence[str]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if found or len(sources) > 1:
             summary.save(out / SUMMARY, whole)
-            # Read again, so that the file alone gives what is written from it.
+            # Read the file again, so that it alone determines all tables and figures.
             whole = summary.load(out / SUMMARY)
         written = comparison.write(out, whole)
         record = {
@@ -90,7 +90,7 @@ def compare(sources: Sequence[Path], out: Path, command: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _stopping(when: str) -> Iterator[None]:
-    """Let the line after a Ctrl-C say when it came."""
+    """Add to a KeyboardInterrupt what the command was doing."""
     try:
         yield
     except KeyboardInterrupt:

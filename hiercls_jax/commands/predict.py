@@ -1,4 +1,4 @@
-"""The predict command: what a trained network sees in image files.
+"""The predict command: the most probable classes of image files.
 
     python -m hiercls_jax predict --workdir=runs/merge1-quick cat.png dog.jpg
     python -m hiercls_jax predict --workdir=runs/merge1-quick --json cat.png

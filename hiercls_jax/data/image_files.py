@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from hiercls_jax.data.dataset import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow's names of what has these suffixes
+FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow's names of the formats with these suffixes
 
 
 def read_files(paths: Sequence[str | os.PathLike], shape: tuple[int, int]) -> np.ndarray:

@@ -36,7 +36,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """The alpha to adapt by, and what the labels show.
+    """The alpha to adapt by, and the errors if there are labels.
 
     Args:
       alpha: given, or tuned on `tuning`.

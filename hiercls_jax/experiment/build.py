@@ -102,7 +102,7 @@ class Network:
 def architectures(
     config: ConfigDict, hierarchy: Hierarchy, axis_name: str | None = None
 ) -> dict[str, Branched]:
-    """Return a variant's networks by name: one for all levels, or one per level, of its name."""
+    """Return a variant's networks by name: one for all levels, or one per level, named after it."""
     merge, arch = VARIANTS[config.variant], family(config)
     heads = tuple(zip(hierarchy.levels, hierarchy.sizes, strict=True))
     if merge is None:

@@ -59,7 +59,7 @@ def carry_out(runs: Sequence[PlannedRun], slots: Slots, folder: Path) -> Outcome
             failed = _carry_out(runs, slots, lock, caught, progress)
         finally:
             progress.close()
-    unfinished = sum(not r.finished() for r in runs)
+        unfinished = sum(not r.finished() for r in runs)  # a second Ctrl-C must not break this off
     return Outcome(failed, unfinished, caught[0] if caught else 0)
 
 

@@ -41,12 +41,12 @@ OUTPUTS = (  # results.json is written last: if it is there, the others are
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A network with what training made of it.
+    """A trained network.
 
     Args:
-      network: what was trained.
-      state: on the host.
-      progress: how far it is, and how long that took.
+      network: its architecture and its training.
+      state: its parameters, on the host.
+      progress: steps and seconds of its training.
     """
 
     network: experiment.Network
@@ -70,7 +70,7 @@ def run(
     command: Sequence[str],
     cluster: parallel.Cluster | None = None,
 ) -> None:
-    """Train what is not trained yet, predict validation and test, adapt, and write the report.
+    """Train all networks to their end, predict validation and test, adapt, and write the report.
 
     Args:
       config: a checked config.
@@ -196,7 +196,7 @@ def _record(
         "command": shlex.join(["python", "-m", "hiercls_jax.main", *command]),
         "config": experiment.flatten(config),
         "parameters": sum(leaf.size for leaf in parameters),
-        "input": {  # what a predictor needs to know of the images that the networks learned from
+        "input": {  # a predictor needs these facts about the training images
             "shape": list(data.train.image_shape),
             "mean": task.mean.tolist(),
             "std": task.std.tolist(),

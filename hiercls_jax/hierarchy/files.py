@@ -31,7 +31,7 @@ def write_json(data: dict, path: AnyPath) -> None:
 
 
 def read_json(path: AnyPath) -> object:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
       HierarchyError: for a file that is not JSON.

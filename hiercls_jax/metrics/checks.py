@@ -1,4 +1,4 @@
-"""Checks of what the measures take."""
+"""Checks of the measures' arguments."""
 
 import numpy as np
 from numpy.typing import ArrayLike

@@ -59,7 +59,7 @@ class BatchNormRelu(nn.Module):
     The variance is the biased one for both.
 
     Args:
-      axis_name: mapped axis over whose whole batch the statistics are taken, or None.
+      axis_name: mapped axis; statistics are of the batch of all its devices. None: of one device.
       lazy: whether to return `Normalised`, for a `Conv` that then keeps no images for its gradient.
     """
 

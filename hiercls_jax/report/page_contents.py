@@ -291,7 +291,7 @@ def _evened(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ends = np.array([record["epoch"] for record in records])
     spans = np.diff(ends, prepend=0.0)
     parts = ends / max(spans.max(), ends[-1] / RECORDS)
-    # A record belongs to the part in which it ends; a rest at the end joins the last whole part.
+    # A record belongs to the part in which it ends; an incomplete last part joins the one before.
     part = np.minimum(np.ceil(parts - 1e-6), np.floor(parts[-1] + 1e-6))
     groups = np.split(np.arange(len(records)), np.flatnonzero(np.diff(part)) + 1)
     return [

@@ -1,4 +1,4 @@
-"""Results as text: what a run, and the adaptation of tables, print at their end."""
+"""Results as text, for the end of a run and of the adaptation of tables."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ def error_table(results: Mapping[str, Any], hierarchy: Hierarchy) -> str:
 
 
 def describe_adaptation(results: Mapping[str, Any], hierarchy: Hierarchy) -> str:
-    """Return what the adaptation of tables did, and its errors if there were labels.
+    """Describe how adaptation changed the tables, with its errors if there are labels.
 
     Args:
       results: the contents of `report.json`.

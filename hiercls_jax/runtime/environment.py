@@ -1,4 +1,4 @@
-"""Versions, commit and hardware: what a run's numbers depend on besides its config."""
+"""Versions, commit and hardware: a run's numbers depend on them, besides its config."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Slots: how many processes this machine carries out at once, and what each may use of it."""
+"""Slots: how many processes run at once on this machine, and which GPU or cores each gets."""
 
 import dataclasses
 import os

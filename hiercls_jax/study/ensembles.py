@@ -2,7 +2,7 @@
 
 Section 4 of the paper: "ensemble-n corresponds to the averaging of the predictions from n different
 instances of the same architecture". It does not say whether adaptation comes before or after. Both
-orders give the same coarse level, where Algorithm 1 is linear, and different fine levels.
+orders give the same coarse level, because Algorithm 1 is linear there, and different fine levels.
 """
 
 import dataclasses

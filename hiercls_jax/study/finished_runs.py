@@ -209,14 +209,18 @@ def write_pages(folder: Path, runs: Runs, record: Mapping[str, Any]) -> list[str
 def common_config(by_seed: Mapping[int, FinishedRun]) -> dict[str, Any]:
     """Return the config fields that some seeds share: all but the seed and those of the machine.
 
+    A field that an older run did not record counts as the value that it used, so the seeds of one
+    variant may be trained by different versions.
+
     Raises:
       UserError: if another field differs.
     """
     first, *others = by_seed.values()
     common = _comparable(first)
+    known = {**experiment.ADDED_LATER, **common}
     for run in others:
-        config = _comparable(run)
-        differing = sorted(k for k in common | config if common.get(k) != config.get(k))
+        config = {**experiment.ADDED_LATER, **_comparable(run)}
+        differing = sorted(k for k in known | config if known.get(k) != config.get(k))
         if differing:
             raise UserError(
                 f"{run.folder} and {first.folder} cannot be one cell: {', '.join(differing)} differ"

@@ -97,7 +97,7 @@ def value_range(name: str, lowest: str, highest: str) -> Column:
 
 
 def share(name: str, count: str, total: str) -> Column:
-    """Return a column of counts and of what they are part of."""
+    """Return a column of counts, each shown with its total: `3 of 5`."""
     return Column(name, lambda n, of: f"{n} of {of}", (count, total), "d", "left")
 
 

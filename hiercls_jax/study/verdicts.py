@@ -27,7 +27,7 @@ MARGIN_COST = 1.0  # percent of a cost
 
 @dataclasses.dataclass(frozen=True)
 class Test:
-    """One comparison: a difference, and what is expected of it.
+    """One comparison: a difference, and its expected sign.
 
     Args:
       difference: in words.

@@ -36,7 +36,7 @@ class CheckpointError(UserError):
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is: what a checkpoint holds besides the state's arrays.
+    """The progress of a run: the part of a checkpoint that is not in the state's arrays.
 
     Checkpoints of older versions lack `cpu_seconds`, `iterator` or `images`.
 

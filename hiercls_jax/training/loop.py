@@ -131,7 +131,7 @@ def train(
 
 
 def newest(folder: Path, template: State) -> tuple[State, Progress] | None:
-    """Return the newest whole checkpoint in `folder / "checkpoints"`, or None if there is none yet.
+    """Return the newest undamaged checkpoint in `folder / "checkpoints"`, or None if it has none.
 
     Process 0 reads it and sends it to the others, because only process 0 may have the folder.
     """

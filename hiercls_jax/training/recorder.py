@@ -12,7 +12,7 @@ TIMED_STEPS = 6  # steps after which the time left is estimated; the first one c
 
 
 class TrainingError(UserError):
-    """Training cannot go on: a number is not finite, or the images are not the checkpoint's."""
+    """Training cannot go on: a number is not finite, or the checkpoint is of other images."""
 
 
 class Recorder:
