@@ -9,10 +9,9 @@
     stage3  stage3       stage3  stage3       stage3  stage3       stage3
     coarse  fine         coarse  fine         coarse  fine         coarse, fine
 
-The separate networks of Figure 2c are this network with one head each; `variants.py` names all
-five. The stem belongs to stage 1 and the final normalisation to the last stage, so that merge-3
-shares everything but the classifiers. The paper says that a max-pooling follows every stage, but
-the networks that it cites stride, or average-pool in a transition: here, too.
+The separate networks of Figure 2c are this network with one head each (`variants.py`). The stem
+belongs to stage 1 and the final piece to the last: merge-3 shares all but the classifiers. Stages
+end in max-poolings in the paper and in `fast.py`, but not in the networks that the paper cites.
 """
 
 from functools import partial
