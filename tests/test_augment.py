@@ -1,28 +1,37 @@
 """Augmentation and standardisation."""
 
+from functools import partial
+
 import jax
 import numpy as np
+import pytest
 
 from hiercls_jax.data.augment import PAD, augment, sample_keys, standardise
 
 KEY = jax.random.key(0)
 
 
-def test_each_result_is_a_crop_of_the_padded_image_or_of_its_mirror_image():
-    """The 162 possible results (9 x 9 crops, flipped or not) all occur, and no others."""
+@pytest.mark.parametrize("reflect", [False, True])
+def test_each_result_is_a_crop_of_the_padded_image_or_of_its_mirror_image(reflect):
+    """All possible results (9 x 9 crops, flipped or not) occur, and no others.
+
+    With zeros these are 162; with reflections 90, as some crops of both images are the same.
+    """
     size, count = 6, 3000
     image = np.arange(1, size * size * 3 + 1, dtype=np.float32).reshape(size, size, 3)
     possible = set()
     for flipped in (image, image[:, ::-1]):
-        padded = np.pad(flipped, ((PAD, PAD), (PAD, PAD), (0, 0)))
+        padding = ((PAD, PAD), (PAD, PAD), (0, 0))
+        padded = np.pad(flipped, padding, "reflect" if reflect else "constant")
         for top in range(2 * PAD + 1):
             for left in range(2 * PAD + 1):
                 possible.add(padded[top : top + size, left : left + size].tobytes())
     keys = sample_keys(KEY, 0, np.arange(count))
+    augmented = jax.jit(partial(augment, reflect=reflect))
     images = np.broadcast_to(image, (count, *image.shape))
-    results = {x.tobytes() for x in np.asarray(jax.jit(augment)(images, keys))}
+    results = {x.tobytes() for x in np.asarray(augmented(images, keys))}
     assert results == possible
-    assert len(possible) == 162
+    assert len(possible) == (90 if reflect else 162)
 
 
 def test_half_of_the_images_are_flipped():

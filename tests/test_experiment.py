@@ -80,9 +80,13 @@ def test_what_a_run_recorded_is_its_config():
 def test_a_record_of_an_older_version_is_complete():
     """Fields that older runs did not record have the values that they used."""
     flat = flatten(compose("merge1", "quick"))
-    older = {key: value for key, value in flat.items() if key not in ("dtype", "adapt.rule")}
+    used = {
+        "dtype": "float32", "adapt.rule": "kl", "data.reflect": False, "data.mirror_mean": False,
+        "train.label_smoothing": 0.0, "train.parts": 1,
+    }  # fmt: skip
+    older = {key: value for key, value in flat.items() if key not in used}
     assert flatten(unflatten(older)) == flat
-    assert (flat["dtype"], flat["adapt.rule"]) == ("float32", "kl")
+    assert used.items() <= flat.items()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -231,7 +235,7 @@ def test_a_config_is_locked():
         ({"train__loss_weights": (1.0, float("nan"))}, "numbers of at least 0"),
         (
             {"optimizer__schedule": "cosine"},
-            "optimizer.schedule must be one of step, onecycle, not 'cosine'",
+            "optimizer.schedule must be one of step, onecycle, linear, not 'cosine'",
         ),
         ({"optimizer__schedule": "onecycle"}, "onecycle needs optimizer.peak_at"),
         ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate must be above 0 .*, not 0.0"),
@@ -253,6 +257,11 @@ def test_a_config_is_locked():
         ({"optimizer__decay_factor": -1.0}, "decay_factor must be at least 0 .*, not -1.0"),
         ({"optimizer__decay_at": ("a",)}, r"decay_at must be a tuple of fractions.*, not \('a',\)"),
         ({"optimizer__decay_at": (0.5, 1.5)}, r"each from 0 to 1, not \(0.5, 1.5\)"),
+        ({"train__parts": 0}, "train.parts must be at least 1"),
+        ({"train__label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, not 1"),
+        ({"optimizer__muon_learning_rate": 0.0}, "muon_learning_rate must be above 0 .*, not 0.0"),
+        ({"optimizer__muon_momentum": 1.0}, "muon_momentum must be at least 0 and below 1"),
+        ({"optimizer__muon_steps": 0}, "muon_steps must be from 1 to 20, not 0"),
         ({"train__epochs": 2**31}, r"below 2\*\*31, not 2147483648"),
         ({"train__loss_weights": (1.0, 1e39)}, "numbers of at least 0"),
         ({"run__save_minutes": float("nan")}, "run.save_minutes must be above 0, not nan"),
@@ -293,6 +302,22 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
     assert check_devices(config, 4) is None
     with pytest.raises(ConfigError, match="batch=128 cannot be divided among 3.*multiples of 3"):
         check_devices(config, 3)
+    parts = changed(config, train__parts=64)
+    assert check_devices(parts, 2) is None
+    with pytest.raises(ConfigError, match="among 4 devices in train.parts=64 each; .* of 256, or"):
+        check_devices(parts, 4)
+
+
+def test_a_family_s_recipe_has_parts_for_its_own_batch():
+    """The fast family brings its whole recipe; with another batch it is not divided into parts."""
+    config = compose("merge2", "arch=fast11")
+    check(config)
+    check_devices(config, 2)
+    assert (config.train.batch, config.train.parts, config.train.label_smoothing) == (1024, 8, 0.25)
+    assert (config.data.reflect, config.data.mirror_mean) == (True, True)
+    assert (config.optimizer.schedule, config.optimizer.muon_learning_rate) == ("linear", 0.18)
+    assert compose("merge2", "arch=fast11,batch=100").train.parts == 1
+    assert compose("merge2", "quick,arch=fast11").train.parts == 1
 
 
 def test_identity_ignores_where_and_how():

@@ -15,15 +15,17 @@ import pytest
 from small import pmap_first
 
 from hiercls_jax.adaptation.float64 import enable_x64
+from hiercls_jax.models import cpu_gradients
 from hiercls_jax.models.cpu_gradients import (
     Normalised,
     average_pool,
     batch_moments,
     conv,
     conv_of_normalised,
-    norm_relu,
+    max_pool,
+    normalise,
 )
-from hiercls_jax.models.layers import BatchNormRelu, Classifier, Conv
+from hiercls_jax.models.layers import BatchNormRelu, BatchNormSilu, Classifier, Conv
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 SHAPE = (8, 3, 4, 6)
@@ -56,24 +58,25 @@ def assert_close(actual, wanted, dtype):
     )
 
 
-def batch_norm_relu(x, scale, bias):
-    """ReLU∘BatchNorm of the package, in training: (images, mean, variance)."""
+def batch_norm(x, scale, bias, activation="relu"):
+    """The package's activation of BatchNorm, in training: (images, mean, variance)."""
     moments = batch_moments(x)
-    return norm_relu(x, *moments, scale, bias), *moments
+    return normalise(activation, x, *moments, scale, bias), *moments
 
 
-def plain(x, scale, bias):
-    """ReLU∘BatchNorm for autodiff, by Ioffe and Szegedy's Algorithm 1."""
+def plain(x, scale, bias, activation=jax.nn.relu):
+    """BatchNorm and an activation for autodiff, by Ioffe and Szegedy's Algorithm 1."""
     mean, var = jnp.mean(x, (0, 1, 2), keepdims=True), jnp.var(x, (0, 1, 2), keepdims=True)
     row = (1, 1, 1, -1)
     normal = (x - mean) / jnp.sqrt(var + 1e-5)
-    return jax.nn.relu(normal * scale.reshape(row) + bias.reshape(row)), mean, var
+    return activation(normal * scale.reshape(row) + bias.reshape(row)), mean, var
 
 
 # Normalisation.
 
 
-def test_norm_relu_equals_autodiff_of_its_formula(dtype):
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_normalise_equals_autodiff_of_its_formula(dtype, activation):
     """Values, statistics and all three gradients of the hand-written VJP are autodiff's."""
     x, weights, scale, bias = data(dtype)
 
@@ -84,9 +87,19 @@ def test_norm_relu_equals_autodiff_of_its_formula(dtype):
         gradient = jax.grad(loss(function), (0, 1, 2))
         return jax.jit(lambda *args: (function(*args), gradient(*args)))(x, scale, bias)
 
-    (y, mean, var), gradients = results(plain)
+    (y, mean, var), gradients = results(partial(plain, activation=getattr(jax.nn, activation)))
     wanted = (y, mean.squeeze(), var.squeeze()), gradients
-    assert_close(results(batch_norm_relu), wanted, dtype)
+    assert_close(results(partial(batch_norm, activation=activation)), wanted, dtype)
+
+
+def test_silu_follows_the_running_statistics(dtype):
+    """BatchNormSilu is flax's BatchNorm and SiLU, in evaluation, with the same variables."""
+    x, _, scale, bias = data(dtype)
+    stats = {"mean": bias, "var": scale**2 + np.asarray(0.1, dtype)}
+    variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+    y = jax.jit(partial(BatchNormSilu().apply, train=False))(variables, x)
+    flax_norm = nn.BatchNorm(True, epsilon=1e-5)
+    assert_close(y, jax.jit(lambda *a: nn.silu(flax_norm.apply(*a)))(variables, x), dtype)
 
 
 def test_norm_relu_equals_flax(dtype):
@@ -122,7 +135,7 @@ def test_bfloat16_images_are_normalised_in_float32():
     x = x.astype(jnp.bfloat16)
 
     def loss(x, scale, bias):
-        y, mean, var = batch_norm_relu(x, scale, bias)
+        y, mean, var = batch_norm(x, scale, bias)
         return jnp.sum(weights * y), (y, mean, var)
 
     run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
@@ -212,7 +225,7 @@ def test_a_channel_far_from_zero_keeps_its_gradient():
         loss = lambda *args: jnp.sum(weights * norm(*args)[0])  # noqa: E731
         return jax.jit(jax.grad(loss, (0, 1, 2)))(x, scale, bias)
 
-    ours = jax.device_get(gradients(batch_norm_relu))
+    ours = jax.device_get(gradients(batch_norm))
     with enable_x64(True):
         x, weights, scale, bias = (a.astype("float64") for a in (x, weights, scale, bias))
         wanted = gradients(plain)
@@ -264,13 +277,22 @@ def test_running_statistics_carry_no_gradient():
 # Convolution, pooling, classifier.
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize(("stride", "size"), [(1, 8), (2, 8), (2, 7)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"),
+    [
+        *((kernel, *of) for kernel in (1, 3, 5) for of in ((1, 8), (2, 8), (2, 7))),
+        *((2, 1, size) for size in (2, 7)),
+        *((3, 1, size) for size in (1, 2, 3)),
+    ],
+)
 def test_conv_equals_flax(kernel, stride, size, dtype):
-    """Values and both gradients are those of flax's Conv, padded by half a kernel on each side."""
+    """Values and both gradients are those of flax's Conv, padded by half an odd kernel.
+
+    Maps of 1x1 and 2x2 pixels are products; a kernel of 2x2 is not padded.
+    """
     x, *_ = data(dtype, (2, size, size, 3))
     weights = data(dtype, (kernel, kernel, 3, 5))[0]
-    padding = kernel // 2
+    padding = (kernel - 1) // 2
     theirs = nn.Conv(5, (kernel, kernel), stride, padding=padding, use_bias=False)
 
     def flax_conv(x, weights):
@@ -284,7 +306,8 @@ def test_conv_equals_flax(kernel, stride, size, dtype):
         return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, weights)
 
     gradients, got = with_gradients(lambda x, weights: conv(x, weights, stride))
-    assert got.shape == (2, -(-size // stride), -(-size // stride), 5)
+    side = -(-(size - (kernel == 2)) // stride)
+    assert got.shape == (2, side, side, 5)
     assert_close((gradients, got), with_gradients(flax_conv), dtype)
 
 
@@ -294,7 +317,7 @@ def test_a_loop_has_only_convolutions_that_are_fast_on_a_cpu(stride):
 
     XLA does not reorder the axes of convolutions inside a loop.
     """
-    kernels = jnp.zeros((3, 3, 3, 4, 4))
+    kernels = jnp.zeros((3, 3, 3, 8, 8))
 
     def loss(x, kernels):
         def pad_back(y):
@@ -304,10 +327,30 @@ def test_a_loop_has_only_convolutions_that_are_fast_on_a_cpu(stride):
         return jnp.sum(last**2)
 
     gradient = jax.jit(jax.grad(loss, (0, 1)))
-    program = gradient.lower(jnp.ones((2, 8, 8, 4)), kernels).compile().as_text()
+    program = gradient.lower(jnp.ones((2, 8, 8, 8)), kernels).compile().as_text()
     numbers = re.findall(r" convolution\(.*dim_labels=(\S+?)[,\s]", program)
-    assert len(numbers) == 3
+    assert len(numbers) == {1: 2, 2: 3}[stride]  # for a stride of 1, that of the kernel is a dot
     assert set(numbers) == {"b01f_01io->b01f"}
+
+
+@pytest.mark.parametrize("images", [1, 6, 7])
+def test_gradient_of_a_kernel_is_summed_over_blocks_of_images(images, dtype, monkeypatch):
+    """A sum over blocks of any size is autodiff's gradient, for odd and even kernels."""
+    monkeypatch.setattr(cpu_gradients, "PATCH_ROWS", 3 * 5 * 4)  # of three images, if they divide
+    x = data(dtype, (images, 5, 4, 9))[0]
+    for size in (2, 3):
+        kernel = data(dtype, (size, size, 9, 4))[0]
+        padding = [((size - 1) // 2,) * 2] * 2
+
+        def plainly(x, kernel, padding=padding):
+            axes = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=axes)
+
+        ours, wanted = (
+            jax.jit(jax.grad(lambda x, w, f=f: jnp.mean(f(x, w) ** 2), (0, 1)))(x, kernel)
+            for f in (conv, plainly)
+        )
+        assert_close(ours, wanted, dtype)
 
 
 @pytest.mark.parametrize("features", [2, 6, 9])
@@ -326,11 +369,14 @@ def test_gradient_of_a_product_of_any_width(features, dtype):
     assert_close(ours, wanted, dtype)
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_conv_of_normalised_equals_that_of_its_images(kernel, stride, dtype):
+@pytest.mark.parametrize(
+    ("kernel", "stride", "activation"),
+    [(1, 1, "silu"), (1, 2, "relu"), (3, 1, "relu"), (3, 2, "silu")],
+)
+def test_conv_of_normalised_equals_that_of_its_images(kernel, stride, activation, dtype):
     """Values and the gradients of images, moments, scale, bias and kernel are the same."""
     x, _, scale, bias = data(dtype)
-    normalised = Normalised(x, *batch_moments(x), scale, bias)
+    normalised = Normalised(x, *batch_moments(x), scale, bias, activation)
     weights = data(dtype, (kernel, kernel, 6, 5))[0]
 
     def loss(normalised, weights, convolve):
@@ -347,12 +393,13 @@ def test_conv_of_normalised_equals_that_of_its_images(kernel, stride, dtype):
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_a_convolution_does_not_keep_normalised_images(kernel):
+def test_a_convolution_does_not_keep_normalised_images(kernel, monkeypatch):
     """Six BatchNormRelus and convolutions in turn keep six images for their gradients, not twelve.
 
     They need no more than four besides, for the layer whose gradient is computed.
     """
-    x, weights = jnp.ones((4, 16, 16, 8)), jnp.ones((6, kernel, kernel, 8, 8))
+    monkeypatch.setattr(cpu_gradients, "PATCH_ROWS", 256)  # of one image: small beside all eight
+    x, weights = jnp.ones((8, 16, 16, 8)), jnp.ones((6, kernel, kernel, 8, 8))
     ones = jnp.ones(8)
 
     def loss(x, weights):
@@ -397,7 +444,7 @@ def test_average_pool_halves():
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (3, 2)])
-def test_average_pool_equals_flax(size, dtype):
+def test_pooling_equals_flax(size, dtype):
     """Values and gradient are flax's, also for an odd number of rows or columns."""
     x, *_ = data(dtype, (2, *size, 3))
 
@@ -406,3 +453,13 @@ def test_average_pool_equals_flax(size, dtype):
 
     flax_pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
     assert_close(with_gradient(average_pool), with_gradient(flax_pool), dtype)
+    flax_pool = partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
+    assert_close(with_gradient(max_pool), with_gradient(flax_pool), dtype)
+
+
+def test_one_of_equal_maxima_has_the_gradient():
+    """The gradient goes to the first of equal maxima, in the order of rows, and to no other."""
+    x = np.float32([[0, 5, 1, 1], [5, 5, 1, 1], [2, 2, -1, -1], [3, 3, -1, 0]]).reshape(1, 4, 4, 1)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(max_pool(x))))(x)
+    wanted = [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 1]]
+    np.testing.assert_array_equal(gradient[0, :, :, 0], wanted)

@@ -1,6 +1,7 @@
 """The training step and the prediction step, on one device and on several."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 from small import HIERARCHY, Recipe, pmap_first, schedule, split, task
 
+from hiercls_jax.errors import UserError
 from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import fed, make_feed
 from hiercls_jax.training.loss import error_counts, level_losses
 from hiercls_jax.training.optimizer import make_optimizer, make_schedule
 from hiercls_jax.training.split_predictor import SplitPredictor
 from hiercls_jax.training.state import create
-from hiercls_jax.training.step import make_train_step
+from hiercls_jax.training.step import make_train_step, probabilities
 
 STEPS = 5
 SHAPE = (8, 8, 3)
@@ -141,6 +143,62 @@ def test_resident_and_host_fed_batches_train_alike(start):
         results.append(parallel.unreplicate(step(parallel.replicate(start), batch)[0]))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_step_in_parts_averages_the_gradients_of_its_parts(start):
+    """Three parts on one or two devices give the mean of the parts' gradients, and all metrics.
+
+    Part i has the images whose position is i modulo 3. Its batch statistics are its own, so that
+    its gradient is that of a step on this part alone. Without momentum and weight decay, the change
+    of the parameters is the gradient times the rate.
+    """
+    plain = Recipe(momentum=0.0, weight_decay=0.0)
+    batch = next(batches(1, 12))
+    taken = {devices: {} for devices in (1, 2)}
+    for devices, of in taken.items():
+        step = pmap_first(make_train_step(task(recipe=plain, parts=3)), parallel.AXIS, devices)
+        of["whole"] = step(parallel.replicate(start, devices), parallel.shard(batch, devices))
+    one_part = pmap_first(make_train_step(task(recipe=plain)), parallel.AXIS, 1)
+    for i in range(3):
+        part = {name: x[i::3] for name, x in batch.items()}
+        taken[1][i] = one_part(parallel.replicate(start, 1), parallel.shard(part, 1))
+
+    def after(devices, which):
+        state, metrics = jax.tree.map(lambda x: np.asarray(x)[0], taken[devices][which])
+        return state.params, metrics
+
+    params, metrics = after(1, "whole")
+    parts = [after(1, i) for i in range(3)]
+    means = jax.tree.map(lambda *x: np.mean(x, axis=0), *(params for params, _ in parts))
+    check = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)  # float32 sums
+    jax.tree.map(check, params, means)
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: np.any(a != b), params, start.params)))
+    assert metrics["count"] == 12
+    for name, value in metrics.items():
+        check(value, sum(of[name] for _, of in parts))
+    jax.tree.map(check, after(2, "whole"), (params, metrics))
+    with pytest.raises(UserError, match="12 images of a batch cannot be divided into 5 parts"):
+        pmap_first(make_train_step(task(parts=5)), parallel.AXIS, 1)(
+            parallel.replicate(start, 1), parallel.shard(batch, 1)
+        )
+
+
+def test_mirrored_predictions_are_the_mean_over_both_images(start):
+    """Probabilities with `mirror` are the mean of those of the image and of its mirror image."""
+    a_task, images = task(), split(4).images
+    variables = {"params": start.params, "batch_stats": start.batch_stats}
+    network = a_task.network.clone(axis_name=None)
+
+    @partial(jax.jit, static_argnums=1)
+    def predict(images, mirror):
+        args = (images, a_task.mean, a_task.std, "float32", mirror)
+        return probabilities(network, variables, *args)
+
+    both = [predict(x, False) for x in (images, images[:, :, ::-1])]
+    for level, p in predict(images, True).items():
+        wanted = (both[0][level] + both[1][level]) / 2
+        np.testing.assert_allclose(p, wanted, atol=1e-6)  # float32 sums
+        assert np.abs(both[0][level] - both[1][level]).max() > 1e-4
 
 
 @pytest.fixture(scope="module")

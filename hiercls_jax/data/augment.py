@@ -1,5 +1,7 @@
 """Standardisation and augmentation inside the compiled step: pure functions of images and keys."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -20,17 +22,18 @@ def standardise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array
     return (images - mean.reshape(1, 1, 1, -1)) / std.reshape(1, 1, 1, -1)
 
 
-def augment(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Flip each image with probability ½, pad it by 4 zeros, and crop it back at random.
+def augment(images: jax.Array, keys: jax.Array, reflect: bool = False) -> jax.Array:
+    """Flip each image with probability ½, pad it by 4 pixels, and crop it back at random.
 
     Args:
       images: float `[N, H, W, 3]`, standardised, so that the padding has the mean colour.
       keys: `[N]` random keys, one for each image; its augmentation depends on nothing else.
+      reflect: whether the padding mirrors the image at its border (Jordan, 2024), instead of zeros.
 
     Returns:
       float `[N, H, W, 3]`.
     """
-    return jax.vmap(_augment_one)(images, keys)
+    return jax.vmap(partial(_augment_one, reflect))(images, keys)
 
 
 def sample_keys(key: jax.Array, step: ArrayLike, positions: ArrayLike) -> jax.Array:
@@ -44,9 +47,10 @@ def sample_keys(key: jax.Array, step: ArrayLike, positions: ArrayLike) -> jax.Ar
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), positions)
 
 
-def _augment_one(image: jax.Array, key: jax.Array) -> jax.Array:
+def _augment_one(reflect: bool, image: jax.Array, key: jax.Array) -> jax.Array:
     flip, top, left = jax.random.bits(key, (3,), jnp.uint32)
     image = jnp.where(flip % 2 == 0, image, image[:, ::-1])
-    padded = jnp.pad(image, ((PAD, PAD), (PAD, PAD), (0, 0)))
+    mode = "reflect" if reflect else "constant"
+    padded = jnp.pad(image, ((PAD, PAD), (PAD, PAD), (0, 0)), mode)
     offsets = [(bits % (2 * PAD + 1)).astype(jnp.int32) for bits in (top, left)]
     return lax.dynamic_slice(padded, (*offsets, jnp.int32(0)), image.shape)

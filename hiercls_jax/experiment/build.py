@@ -142,6 +142,10 @@ def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[N
             key=augment_key,
             augment=config.data.augment,
             dtype=config.dtype,
+            smoothing=config.train.label_smoothing,
+            reflect=config.data.reflect,
+            parts=config.train.parts,
+            mirror=config.data.mirror_mean,
         )
         schedule = Schedule(
             epochs=config.train.epochs,
@@ -173,8 +177,14 @@ def network_folder(config: ConfigDict, workdir: str | Path, name: str) -> Path:
 
 def check_devices(config: ConfigDict, devices: int) -> None:
     """Reject a batch that cannot be divided among the devices."""
-    if config.train.batch % devices:
+    batch, parts = config.train.batch, config.train.parts
+    if batch % devices == 0 and batch % (devices * parts):
         raise ConfigError(
-            f"train.batch={config.train.batch} cannot be divided among {devices} devices; allowed "
+            f"train.batch={batch} cannot be divided among {devices} devices in train.parts={parts} "
+            f"each; allowed are multiples of {devices * parts}, or another --config.train.parts"
+        )
+    if batch % devices:
+        raise ConfigError(
+            f"train.batch={batch} cannot be divided among {devices} devices; allowed "
             f"are multiples of {devices}, or on CPUs another --config.run.cpu_devices"
         )

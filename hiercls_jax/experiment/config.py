@@ -59,9 +59,17 @@ ARGUMENTS: dict[str, Callable[[str], Any]] = {
     "arch": str, "dataset": str, "seed": int, "epochs": int, "batch": int,
 }  # fmt: skip
 # Fields that older runs did not record, and the values that these runs used.
-ADDED_LATER = {"dtype": "float32", "adapt.rule": "kl"}
+ADDED_LATER = {
+    "dtype": "float32",
+    "adapt.rule": "kl",
+    "data.reflect": False,
+    "data.mirror_mean": False,
+    "train.label_smoothing": 0.0,
+    "train.parts": 1,
+}
 _PARTS = ("variant", "model", "data", "train", "optimizer", "adapt", "run")  # every config has them
-_SCHEDULES = {"step": "decay_at", "onecycle": "peak_at"}  # and the field that only it has
+# The field that each schedule needs.
+_SCHEDULES = {"step": "decay_at", "onecycle": "peak_at", "linear": "peak_at"}
 
 
 class ConfigError(UserError):
@@ -113,6 +121,8 @@ FIELDS = {
     "data.validation_seed": _SEED,
     "train.epochs": _COUNT,
     "train.batch": _COUNT,
+    "train.parts": _COUNT,
+    "train.label_smoothing": Allowed("at least 0 and below 1", lambda x: 0 <= x < 1),
     "train.loss_weights": Allowed(
         "numbers of at least 0, finite in float32",
         lambda weights: all(_is_number(w) and 0 <= w < _LARGEST for w in weights),
@@ -129,6 +139,11 @@ FIELDS = {
         lambda at: isinstance(at, tuple | list) and all(_is_number(x) and 0 <= x <= 1 for x in at),
     ),
     "optimizer.peak_at": _FRACTION,
+    "optimizer.muon_learning_rate": Allowed(
+        "above 0 and finite in float32", lambda x: 0 < x < _LARGEST
+    ),
+    "optimizer.muon_momentum": Allowed("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "optimizer.muon_steps": Allowed("from 1 to 20", lambda n: 1 <= n <= 20),
     "adapt.rule": _one_of(RULES),
     "run.cpu_devices": _COUNT,
     "run.log_every": _COUNT,
@@ -174,7 +189,10 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     """
     preset, chosen = parse_arguments(arguments or "")
     arch = chosen.get("arch", preset.get("arch", "resnet164"))
-    recipe = {**registry.recipe(arch), **preset}
+    of_family = registry.recipe(arch)
+    recipe = {**of_family, **preset}
+    batch = chosen.get("batch", recipe["batch"])
+    parts = recipe.get("parts", 1) if batch == of_family["batch"] else 1
     words = re.findall(r"[\w.]+", (arguments or "").replace("=", "-"))
 
     config = ConfigDict()
@@ -195,10 +213,14 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     config.data.validation_seed = 0  # chooses the held-out images, whatever the run's seed
     config.data.final = False  # train on all of train, as the paper did, and use alpha 1
     config.data.augment = True  # flip and pad-4 crop
+    config.data.reflect = recipe.get("reflect", False)  # augment: pad by reflection, not by zeros
+    config.data.mirror_mean = recipe.get("mirror_mean", False)  # predict image and mirror image
 
     config.train = ConfigDict()
     config.train.epochs = chosen.get("epochs", recipe["epochs"])
-    config.train.batch = chosen.get("batch", recipe["batch"])  # images per step, all devices
+    config.train.batch = batch  # images per step, all devices
+    config.train.parts = parts  # of a batch, one after another, to save memory
+    config.train.label_smoothing = recipe.get("label_smoothing", 0.0)  # from 0 to below 1
     config.train.loss_weights = config_dict.placeholder(tuple)  # one per level; all 1 if unset
 
     config.optimizer = ConfigDict(recipe["optimizer"])

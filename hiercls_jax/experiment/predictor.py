@@ -202,7 +202,9 @@ def load(workdir: str | Path, batch: int = BATCH) -> Predictor:
     def forward(images: jax.Array) -> dict[str, dict[str, jax.Array]]:
         unadapted: dict[str, jax.Array] = {}
         for network, variables in networks:
-            unadapted |= probabilities(network, variables, images, mean, std, config.dtype)
+            unadapted |= probabilities(
+                network, variables, images, mean, std, config.dtype, config.data.mirror_mean
+            )
         adapted = RULES[rule].adjust(list(unadapted.values()), hierarchy, alpha)
         by_level = dict(zip(hierarchy.levels, adapted, strict=True))
         return {"adapted": by_level, "unadapted": unadapted}

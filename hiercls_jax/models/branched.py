@@ -9,10 +9,9 @@
     stage3  stage3       stage3  stage3       stage3  stage3       stage3
     coarse  fine         coarse  fine         coarse  fine         coarse, fine
 
-The separate networks of Figure 2c are this network with one head each; `variants.py` names all
-five. The stem belongs to stage 1 and the final normalisation to the last stage, so that merge-3
-shares everything but the classifiers. The paper says that a max-pooling follows every stage, but
-the networks that it cites stride, or average-pool in a transition: here, too.
+The separate networks of Figure 2c are this network with one head each (`variants.py`). The stem
+belongs to stage 1 and the final piece to the last: merge-3 shares all but the classifiers. Stages
+end in max-poolings in the paper and in `fast.py`, but not in the networks that the paper cites.
 """
 
 from functools import partial
@@ -28,8 +27,8 @@ from hiercls_jax.models.layers import Classifier
 class Family(Protocol):
     """A network family: named modules that are applied one after another.
 
-    `pieces(axis_name)` returns a stem, S stages and a final normalisation. Each is a named Flax
-    module that is called as `piece(x, train)`.
+    `pieces(axis_name)` returns a stem, S stages and a final normalisation or pooling. Each is a
+    named Flax module that is called as `piece(x, train)`. `registry.register` lists optional parts.
     """
 
     def pieces(self, axis_name: str | None) -> tuple[nn.Module, ...]: ...
@@ -41,7 +40,7 @@ class Branched(nn.Module):
     Parameter paths: `shared/stage1/block0/conv1/kernel`, `fine/stage2/…`, `fine/classifier/bias`.
 
     Args:
-      family: gives the stem, the S stages and the final normalisation.
+      family: gives the stem, the S stages and the final piece.
       heads: (name, number of classes) of each level, of any number of levels; none is `shared`.
       merge: how many stages the levels share, 0 to S.
       axis_name: mapped axis over which batch statistics are averaged, or None.
@@ -86,7 +85,8 @@ class Segment(nn.Module):
         cut = shared_pieces(len(pieces), self.merge)
         for piece in pieces[:cut] if self.classes is None else pieces[cut:]:
             x = piece(x, train)
-        return x if self.classes is None else Classifier(self.classes, name="classifier")(x)
+        head = getattr(self.family, "head", partial(Classifier, name="classifier"))
+        return x if self.classes is None else head(self.classes)(x)
 
 
 def shared_pieces(count: int, merge: int) -> int:

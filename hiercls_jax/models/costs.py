@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+COLLECTIONS = ("params", "batch_stats")  # a kernel that is not trained is in the second
+
 
 class Costs(TypedDict):
     """Parameters, and multiply-adds of convolutions and linear layers for one image."""
@@ -44,7 +46,7 @@ def summarise(network: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
         module = context.module
         if context.method_name == "__call__" and len(module.path) > 1:
             of_module = uses[module.path]
-            if module.has_variable("params", "kernel"):
+            if any(module.has_variable(collection, "kernel") for collection in COLLECTIONS):
                 of_module[module.scope] += math.prod(out.shape[:-1])
         return out
 
@@ -55,9 +57,10 @@ def summarise(network: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
         variables = jax.eval_shape(init)
     parameters = {_stage(path): 0 for path in uses}
     multiply_adds = dict(parameters)
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
-        *path, name = (key.key for key in keys)
-        parameters[_stage(path)] += leaf.size
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(dict(variables)):
+        collection, *path, name = (key.key for key in keys)
+        if collection == "params":
+            parameters[_stage(path)] += leaf.size
         if name == "kernel":
             multiply_adds[_stage(path)] += leaf.size * max(uses[tuple(path)].values(), default=0)
     return _summary(

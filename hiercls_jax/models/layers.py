@@ -1,4 +1,4 @@
-"""The layers that the network families are built from: Conv, BatchNormRelu, Classifier.
+"""The layers that the network families share: Conv, BatchNormRelu, BatchNormSilu, Classifier.
 
 They compute what flax's `Conv`, `BatchNorm` with `relu`, and `Dense` after a mean compute. They
 are faster on a CPU, because the operations of `cpu_gradients.py` have written-out gradients.
@@ -10,9 +10,11 @@ float32 for every such type (float64 if the parameters are).
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Initializer
 from jax import lax
 
 from hiercls_jax.models.cpu_gradients import (
+    Activation,
     Normalised,
     at_least_float32,
     batch_moments,
@@ -31,26 +33,33 @@ Moments = tuple[jax.Array, jax.Array]  # mean and biased variance of each channe
 class Conv(nn.Module):
     """Convolution without bias, `[N, H, W, C] -> [N, ⌈H/stride⌉, ⌈W/stride⌉, features]`.
 
-    It pads by half a kernel on each side, as the original implementations do (`SAME` would pad a
-    strided convolution on one side only).
+    It pads by half an odd kernel on each side, as the original implementations do (`SAME` would pad
+    a strided convolution on one side only). It does not pad for a kernel of 2x2.
+
+    Args:
+      features: channels of the result.
+      kernel: size of the kernel.
+      stride: of both axes.
+      kernel_init: gives the initial kernel.
     """
 
     features: int
     kernel: int
     stride: int = 1
+    kernel_init: Initializer = he_normal
 
     @nn.compact
     def __call__(self, x: jax.Array | Normalised) -> jax.Array:
         """Convolve images, or images that a `BatchNormRelu` has left to be computed here."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", he_normal, shape).astype(x.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
         if isinstance(x, Normalised):
             return conv_of_normalised(x, kernel, self.stride)
         return conv(x, kernel, self.stride)
 
 
-class BatchNormRelu(nn.Module):
-    """Batch normalisation followed by ReLU over `[N, H, W, C]` (Ioffe and Szegedy, 2015).
+class BatchNormActivation(nn.Module):
+    """Batch normalisation followed by an activation over `[N, H, W, C]` (Ioffe and Szegedy, 2015).
 
         y = max(0, scale (x - mean) / √(variance + ε) + bias)
 
@@ -61,10 +70,12 @@ class BatchNormRelu(nn.Module):
     Args:
       axis_name: mapped axis; statistics are of the batch of all its devices. None: of one device.
       lazy: whether to return `Normalised`, for a `Conv` that then keeps no images for its gradient.
+      activation: `relu` or `silu`; `BatchNormRelu` and `BatchNormSilu` set it.
     """
 
     axis_name: str | None = None
     lazy: bool = False
+    activation: Activation = "relu"
 
     @nn.compact
     def __call__(
@@ -89,8 +100,20 @@ class BatchNormRelu(nn.Module):
         if train and not self.is_initializing():
             for running, batch in zip((mean, var), moments, strict=True):
                 running.value = MOMENTUM * running.value + (1 - MOMENTUM) * lax.stop_gradient(batch)
-        normalised = Normalised(x, *moments, scale, bias)
+        normalised = Normalised(x, *moments, scale, bias, self.activation)
         return normalised if self.lazy else normalised.images()
+
+
+class BatchNormRelu(BatchNormActivation):
+    """Batch normalisation followed by ReLU, max(0, z)."""
+
+    activation: Activation = "relu"
+
+
+class BatchNormSilu(BatchNormActivation):
+    """Batch normalisation followed by SiLU, z · σ(z)."""
+
+    activation: Activation = "silu"
 
 
 def moments_within(module: nn.Module, x: jax.Array) -> Moments:

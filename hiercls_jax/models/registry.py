@@ -8,11 +8,12 @@ from typing import Any
 from hiercls_jax.errors import UserError
 from hiercls_jax.models.branched import Family
 from hiercls_jax.models.densenet import DenseNet
+from hiercls_jax.models.fast import Fast
 from hiercls_jax.models.resnet import ResNet
 
 FamilyClass = type[Any]  # a dataclass that is a `Family`, made from a depth and options
 
-_FAMILIES: dict[str, FamilyClass] = {"resnet": ResNet, "densenet": DenseNet}
+_FAMILIES: dict[str, FamilyClass] = {"resnet": ResNet, "densenet": DenseNet, "fast": Fast}
 
 
 class ArchError(UserError):
@@ -26,7 +27,9 @@ def register(name: str, family: FamilyClass) -> None:
       name: lower-case letters.
       family: a frozen dataclass with the `pieces` of `branched.Family`. Its first field is the
         depth; its other fields are options and have defaults. It may have a training `RECIPE`, as
-        `ResNet` and `DenseNet` have.
+        `ResNet` and `DenseNet` have, and, as `Fast` has, `head(classes)`, which returns a level's
+        module `classifier` (a `Classifier` without it), and `with_constants(batch_stats, images)`,
+        which returns a new run's batch statistics with constants of its standardised images.
 
     Raises:
       ArchError: if the name is not lower-case letters.
@@ -79,7 +82,8 @@ def _parse(arch: str) -> tuple[FamilyClass, int]:
     match = re.fullmatch(r"([a-z]+)(\d{1,4})", arch)
     if not match or match[1] not in _FAMILIES:
         raise ArchError(
-            f"unknown arch '{arch}'; an arch is a family and its depth, such as resnet164 "
-            f"(depth 9n + 2) or densenet100 (depth 6n + 4); families: {', '.join(_FAMILIES)}"
+            f"unknown arch '{arch}'; an arch is a family and its depth, such as resnet164 (depth "
+            "9n + 2), densenet100 (depth 6n + 4) or fast11 (depth 6n + 5); families: "
+            f"{', '.join(_FAMILIES)}"
         )
     return _FAMILIES[match[1]], int(match[2])

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from hiercls_jax.data.augment import standardise
 from hiercls_jax.data.dataset import Samples
 from hiercls_jax.runtime import parallel
 from hiercls_jax.runtime.signals import StopRequest, exit_status
@@ -26,6 +27,7 @@ from hiercls_jax.training.state import State, create
 from hiercls_jax.training.step import Task, make_train_step
 from hiercls_jax.training.tracking import NullTracker, Tracker
 
+CONSTANTS_FROM = 5000  # images; a whitening kernel is the same from more (Jordan, 2024)
 LAG = 2  # steps between sending one and reading its metrics, so that the device never waits
 SAVE = 1  # a request to save; a greater request is the number of the signal that asks to stop
 
@@ -102,7 +104,9 @@ def train(
     """
     order = schedule.order(len(train_split))
     initial = jax.device_get(create(task.network, task.optimizer, key, train_split.image_shape))
-    state, progress = newest(folder, initial) or _of_primary(initial)
+    state, progress = newest(folder, initial) or _of_primary(
+        _with_constants(initial, task, train_split)
+    )
     if progress.step >= len(order):
         return state, progress
     position, digest = {"next_index": progress.step}, _digest(train_split, task)
@@ -142,6 +146,21 @@ def newest(folder: Path, template: State) -> tuple[State, Progress] | None:
 
     packed = parallel.broadcast_bytes(read)
     return checkpoint.unpack(packed, template) if packed else None
+
+
+def _with_constants(initial: State, task: Task, split: Samples) -> State:
+    """Return the state with the constants of the data that the network's family computes, if any.
+
+    They are computed from images that are spread evenly over the split.
+    """
+    family = task.network.family
+    if not hasattr(family, "with_constants"):
+        return initial
+    count = min(len(split), CONSTANTS_FROM)
+    images = split.read(np.linspace(0, len(split) - 1, count).astype(int))
+    standardised = np.asarray(standardise(images, task.mean, task.std))
+    batch_stats = family.with_constants(initial.batch_stats, standardised)
+    return dataclasses.replace(initial, batch_stats=batch_stats)
 
 
 def _of_primary(initial: State) -> tuple[State, Progress]:

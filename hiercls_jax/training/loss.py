@@ -8,18 +8,27 @@ import optax
 
 
 def level_losses(
-    logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array]
+    logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array], smoothing: float = 0.0
 ) -> dict[str, jax.Array]:
     """Return the mean cross-entropy of each level, a float32 scalar by level name.
+
+    Label smoothing (Szegedy et al., 2016, Section 7) is the cross-entropy to (1 - ε) of the label
+    and ε of the uniform distribution over all classes.
 
     Args:
       logits: float `[N, classes]` by level name.
       labels: int32 `[N]` by level name, each from 0 to classes - 1.
+      smoothing: ε, from 0 to below 1.
     """
-    return {
-        level: jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(z, labels[level]))
-        for level, z in logits.items()
-    }
+
+    def loss(z: jax.Array, label: jax.Array) -> jax.Array:
+        exact = optax.losses.softmax_cross_entropy_with_integer_labels(z, label)
+        if smoothing == 0:  # the same program as without it
+            return jnp.mean(exact)
+        uniform = jax.nn.logsumexp(z, axis=-1) - jnp.mean(z, axis=-1)
+        return jnp.mean((1 - smoothing) * exact + smoothing * uniform)
+
+    return {level: loss(z, labels[level]) for level, z in logits.items()}
 
 
 def summed_loss(

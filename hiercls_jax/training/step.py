@@ -11,6 +11,7 @@ A batch is a dict of arrays, on each device those of its part of the global batc
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -21,11 +22,13 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from hiercls_jax.data.augment import augment, sample_keys, standardise
+from hiercls_jax.errors import UserError
 from hiercls_jax.models.branched import Branched
 from hiercls_jax.training.loss import error_counts, level_losses, summed_loss
 from hiercls_jax.training.state import State
 
 Batch = Mapping[str, jax.Array]
+Tree = Any  # a pytree of arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Task:
       key: random key of augmentation.
       augment: whether training images are flipped and cropped at random.
       dtype: type in which the network computes; parameters, statistics and loss are float32.
+      smoothing: of labels, in the training loss, from 0 to below 1.
+      reflect: whether augmentation pads by the image's reflection instead of zeros.
+      parts: of a batch, over which gradients are averaged one after another, so that memory is that
+        of a part. Batch statistics are those of a part, over all devices. Part i has the images
+        whose position is i modulo `parts`, so that parts do not depend on the devices.
+      mirror: whether probabilities are the mean over an image and its mirror image.
     """
 
     network: Branched
@@ -53,6 +62,10 @@ class Task:
     key: jax.Array
     augment: bool = True
     dtype: str = "float32"
+    smoothing: float = 0.0
+    reflect: bool = False
+    parts: int = 1
+    mirror: bool = False
 
 
 def make_train_step(task: Task) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
@@ -63,36 +76,76 @@ def make_train_step(task: Task) -> Callable[[State, Batch], tuple[State, dict[st
     """
     axis_name = task.network.axis_name
 
-    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        images = standardise(batch["images"], task.mean, task.std)
-        if task.augment:
-            images = augment(images, sample_keys(task.key, state.step, batch["positions"]))
-        labels = {level: jnp.asarray(ids)[batch["labels"]] for level, ids in task.ancestors.items()}
+    def gradients(
+        params: Tree, batch_stats: Tree, images: jax.Array, labels: dict[str, jax.Array]
+    ) -> tuple[Tree, tuple[Tree, dict[str, jax.Array]]]:
+        """Return (batch statistics, (gradients, metrics)) of this device's images."""
 
-        def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, Any]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
+        def loss_fn(params: Tree) -> tuple[jax.Array, Any]:
+            variables = {"params": params, "batch_stats": batch_stats}
             logits, updated = task.network.apply(
                 variables, images.astype(task.dtype), train=True, mutable=["batch_stats"]
             )
-            losses = level_losses(logits, labels)
+            losses = level_losses(logits, labels, task.smoothing)
             return summed_loss(losses, task.weights), (losses, logits, updated["batch_stats"])
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (losses, logits, batch_stats)), grads = gradient(state.params)
-        if axis_name is not None:
-            grads = lax.pmean(grads, axis_name)
-        updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
-        count = jnp.int32(len(batch["labels"]))
+        (loss, (losses, logits, new_stats)), grads = gradient(params)
+        count = jnp.int32(len(images))
         metrics = {"count": count, "loss": loss * count}
         metrics |= {f"loss_{level}": value * count for level, value in losses.items()}
         errors = error_counts(logits, labels)
         metrics |= {f"errors_{level}": value for level, value in errors.items()}
+        return new_stats, (grads, metrics)
+
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        images = standardise(batch["images"], task.mean, task.std)
+        if task.augment:
+            keys = sample_keys(task.key, state.step, batch["positions"])
+            images = augment(images, keys, task.reflect)
+        labels = {level: jnp.asarray(ids)[batch["labels"]] for level, ids in task.ancestors.items()}
+        of_part = partial(gradients, state.params)
+        if task.parts == 1:
+            batch_stats, (grads, metrics) = of_part(state.batch_stats, images, labels)
+        else:
+            split = partial(_split, task.parts)
+            parts = split(images), jax.tree.map(split, labels)
+            batch_stats, (grads, metrics) = _in_parts(of_part, state.batch_stats, parts)
+            grads = jax.tree.map(lambda g: g / task.parts, grads)
         if axis_name is not None:
-            metrics = lax.psum(metrics, axis_name)
+            grads, metrics = lax.pmean(grads, axis_name), lax.psum(metrics, axis_name)
+        updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return State(state.step + 1, params, batch_stats, opt_state), metrics
 
     return step
+
+
+def _split(parts: int, x: jax.Array) -> jax.Array:
+    """`[N, ...] -> [parts, N / parts, ...]`: every `parts`-th row is in the same part."""
+    if len(x) % parts:
+        raise UserError(
+            f"a device's {len(x)} images of a batch cannot be divided into {parts} parts; choose a "
+            "batch (--config.train.batch) that devices times parts divide"
+        )
+    return x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _in_parts(
+    of_part: Callable[..., tuple[Tree, Tree]], batch_stats: Tree, parts: tuple[Tree, ...]
+) -> tuple[Tree, Tree]:
+    """Return (the last batch statistics, the sum of all results), one part after another."""
+
+    def add(carry: tuple[Tree, Tree], part: tuple[Tree, ...]) -> tuple[tuple[Tree, Tree], None]:
+        batch_stats, total = carry
+        batch_stats, result = of_part(batch_stats, *part)
+        return (batch_stats, jax.tree.map(jnp.add, total, result)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(of_part, batch_stats, *first)[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    carry, _ = lax.scan(add, (batch_stats, zeros), parts)
+    return carry
 
 
 def make_predict_step(
@@ -108,7 +161,7 @@ def make_predict_step(
     def step(state: State, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         probs = probabilities(
-            task.network, variables, batch["images"], task.mean, task.std, task.dtype
+            task.network, variables, batch["images"], task.mean, task.std, task.dtype, task.mirror
         )
         rows = batch["positions"], probs
         if axis_name is not None:
@@ -125,6 +178,7 @@ def probabilities(
     mean: ArrayLike,
     std: ArrayLike,
     dtype: str,
+    mirror: bool = False,
 ) -> dict[str, jax.Array]:
     """Return the softmax of each level, float32 `[N, classes]` by level name.
 
@@ -134,7 +188,13 @@ def probabilities(
       images: uint8 `[N, H, W, 3]`, not standardised.
       mean, std: float32 `[3]`, of the training images, whose values are in [0, 255].
       dtype: type in which the network computes.
+      mirror: whether to return the mean over each image and its mirror image.
     """
     images = standardise(images, mean, std).astype(dtype)
+    if mirror:  # one program for both, because a row does not depend on its batch
+        images = jnp.concatenate([images, images[:, :, ::-1]])
     logits = cast(dict[str, jax.Array], network.apply(variables, images, train=False))
-    return {level: jax.nn.softmax(z.astype(jnp.float32)) for level, z in logits.items()}
+    probs = {level: jax.nn.softmax(z.astype(jnp.float32)) for level, z in logits.items()}
+    if mirror:
+        return {level: jnp.mean(p.reshape(2, -1, p.shape[-1]), 0) for level, p in probs.items()}
+    return probs
