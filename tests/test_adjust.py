@@ -126,7 +126,7 @@ def test_alpha_0_is_the_identity(problem):
 
 @given(problem=problems(wide=True), alpha=alphas)
 def test_both_levels_still_sum_to_1(problem, alpha):
-    """Mass is preserved at every α, wherever it was."""
+    """Both levels sum to 1 at every α, whatever the input."""
     for result in adjust(*problem, alpha):
         np.testing.assert_allclose(np.asarray(result, np.float64).sum(1), 1, atol=SUM)
 
@@ -186,7 +186,7 @@ def test_two_steps_are_one(problem, first, second):
 def test_never_negative(problem, alpha):
     """No probability turns negative for α in [0, 2], not by a rounding either."""
     for result in adjust(*problem, alpha):
-        assert np.min(result) >= 0
+        assert np.asarray(result).min() >= 0
 
 
 @given(problem=problems(), alpha=alphas)
@@ -213,7 +213,7 @@ def test_coarse_commutes_with_ensembling(problem, alpha):
     """coarse′ is linear: of the mean of several members it is the mean of theirs."""
     p_coarse, p_fine, s = problem
     of_mean, _ = adjust(p_coarse.mean(0, keepdims=True), p_fine.mean(0, keepdims=True), s, alpha)
-    mean_of = np.mean(adjust(*problem, alpha)[0], 0, keepdims=True)
+    mean_of = np.asarray(adjust(*problem, alpha)[0]).mean(0, keepdims=True)
     np.testing.assert_allclose(of_mean, mean_of, atol=SUM)
 
 
@@ -226,7 +226,7 @@ def test_fine_does_not_commute_with_ensembling():
     s = [0, 0, 1]
     p_coarse = np.array([[0.9, 0.1], [0.1, 0.9]])
     p_fine = np.array([[0.45, 0.05, 0.5], [0.05, 0.45, 0.5]])
-    after = np.mean(adjust(p_coarse, p_fine, s, 1)[1], 0)
+    after = np.asarray(adjust(p_coarse, p_fine, s, 1)[1]).mean(0)
     before = adjust(p_coarse.mean(0), p_fine.mean(0), s, 1)[1]
     np.testing.assert_allclose(after, [0.33, 0.17, 0.5], atol=SUM)
     np.testing.assert_allclose(before, [0.25, 0.25, 0.5], atol=SUM)
@@ -242,7 +242,7 @@ def test_labels_can_be_permuted(problem, alpha, coarse_order, fine_order):
     """Numbering the coarse or the fine classes otherwise only renumbers the results."""
     p_coarse, p_fine, s = problem
     new_id = np.argsort(coarse_order)  # old coarse class -> its new number
-    coarse, fine = adjust(*problem, alpha)
+    coarse, fine = map(np.asarray, adjust(*problem, alpha))
     permuted = adjust(
         p_coarse[:, coarse_order], p_fine[:, fine_order], new_id[s][fine_order], alpha
     )
@@ -258,7 +258,7 @@ def test_literal_rule_adds_mass_for_empty_groups(problem, alpha):
     p_coarse, p_fine, s = problem
     extra = np.where(group_sums(p_fine, s) == 0, p_coarse, 0).sum(1)
     _, fine = adjust(*problem, alpha, empty="literal")
-    np.testing.assert_allclose(np.sum(fine, 1), 1 + (1 - alpha) * extra, atol=SUM)
+    np.testing.assert_allclose(np.asarray(fine).sum(1), 1 + (1 - alpha) * extra, atol=SUM)
 
 
 def test_rules_differ_as_documented():
@@ -352,8 +352,9 @@ def test_a_sample_does_not_see_its_batch(problem, alpha):
     others = adjust(p_coarse[[0, 3, 3, 1]], p_fine[[0, 3, 3, 1]], s, alpha)
     alone = adjust(p_coarse[0], p_fine[0], s, alpha)
     for w, o, a in zip(whole, others, alone, strict=True):
-        np.testing.assert_array_equal(w[0], o[0])
-        np.testing.assert_allclose(w[0], a, atol=SUM)
+        first = np.asarray(w)[0]
+        np.testing.assert_array_equal(first, np.asarray(o)[0])
+        np.testing.assert_allclose(first, a, atol=SUM)
 
 
 def example():
@@ -366,7 +367,7 @@ def example():
 
 
 def test_jit_is_eager():
-    """Compiled as it is, op by op, and inside another jit with a traced s, it is one function."""
+    """Its own jit, op by op, and another jit with a traced s give the same results."""
     args = example()
     compiled = adjust(*args, 1.3)
     assert_close(jax.jit(adjust)(*args, 1.3), compiled, atol=SUM)
@@ -441,7 +442,7 @@ def test_float64_is_accurate():
         assert_close(adjust(*args, 1.3), printed(*args, 1.3, number=Fraction), rtol=20 * 1.2e-16)
 
 
-# What it refuses.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -459,7 +460,7 @@ def test_float64_is_accurate():
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_wrong_s_is_refused(s, message, convert, compiled):
-    """A concrete `s` is checked, also inside someone else's jit: no mass is lost in silence."""
+    """A concrete `s` is checked, inside a caller's jit too, so no mass is lost silently."""
     p_coarse, p_fine, _ = example()
     if "float64" in message and convert is jnp.asarray:
         message = "expected integers, got float32"
@@ -500,6 +501,6 @@ def test_alpha_outside_its_range_is_refused(alpha, got):
 
 
 def test_unknown_rule_is_refused():
-    """A misspelt rule for empty groups does not pass for the default."""
+    """A misspelt rule for empty groups is rejected, not taken as the default."""
     with pytest.raises(ValueError, match="empty='paper' is not one of"):
         adjust(*example(), 1, empty="paper")

@@ -1,4 +1,4 @@
-"""The choice of alpha: by hand, against dense grids, and on samples that had no part in it."""
+"""The choice of alpha: by hand, against dense grids, and on held-out samples."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -179,7 +179,7 @@ def two_classes(p, target):
     ],
 )
 def test_likelihood_by_hand(problem, alpha):
-    """Minima in closed form, inside the range, at its ends, and where there is none."""
+    """Minima in closed form: inside the range, at its ends, and of a constant likelihood."""
     search = alpha_search(*problem, largest=2, objective="nll")
     # The range's ends, and 1, are tried themselves.
     assert search.alpha == pytest.approx(alpha, abs=0 if alpha in (0, 1, 2) else SEARCH)
@@ -255,7 +255,7 @@ def test_folds_are_searches_without_their_samples(objective):
 
 
 def test_folds_part_the_samples():
-    """Every fold has its share of the samples, to one; a seed repeats them, another does not."""
+    """Fold sizes differ by at most one sample; a seed repeats its folds, another does not."""
     problem = random_problem(60)
     first, again, other = (cross_validate(*problem, largest=2, folds=7, seed=i) for i in (1, 1, 2))
     assert sorted(np.bincount(first.fold)) == [8, 8, 8, 9, 9, 9, 9]
@@ -266,7 +266,7 @@ def test_folds_part_the_samples():
 
 @pytest.mark.parametrize("objective", ["sum", 1, "nll"])
 def test_held_out_samples_have_no_part_in_the_choice(objective):
-    """Held-out samples that come to want alpha = 0 move other folds' alphas, not their own's."""
+    """If held-out samples change to favour alpha = 0, only the other folds' alphas move."""
     original, target, y = random_problem(60)
     kwargs = {"largest": 1.5, "objective": objective, "folds": 4, "seed": 5}
     before = cross_validate(original, target, y, **kwargs)
@@ -329,13 +329,13 @@ def test_interval_grows_with_confidence_and_repeats():
     assert again == (low, high)
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize("function", [alpha_search, cross_validate, bootstrap_interval])
 @pytest.mark.parametrize("objective", ["error", 2, -1, 0.0, None])
 def test_unknown_objectives_are_refused(function, objective):
-    """A misspelt objective, or a level that does not exist, is an error."""
+    """A misspelt objective or an unknown level is an error."""
     with pytest.raises(ValueError, match=r"objective=.*: allowed are 'sum', 'nll' .*, 0 to 1"):
         function(*random_problem(10), largest=2, objective=objective)
 

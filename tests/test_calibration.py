@@ -1,4 +1,4 @@
-"""Temperature scaling: the minimum it finds, and what it leaves alone.
+"""Temperature scaling: its minimum, and the order of logits, which it keeps.
 
 Tolerance: the search stops within 1e-6 of ln T, and float32 logits move the minimum by about
 their unit roundoff, 6e-8, over the curvature, which is near 1 here.

@@ -55,13 +55,14 @@ def test_what_is_saved_is_restored(tmp_path):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("lacks", [[], ["cpu_seconds"], ["cpu_seconds", "iterator", "images"]])
 def test_checkpoints_of_older_versions_are_read(tmp_path, lacks, packed):
-    """Keys on disk are those of before; without the later ones a run counts from where it is."""
+    """Keys on disk have not changed; missing keys get their defaults, unknown ones are ignored."""
     put(tmp_path, 7, 0.5)
     meta = tmp_path / "step_00000007" / "meta.json"
     values = json.loads(meta.read_text())
     assert list(values) == ["step", "seconds", "cpu_seconds", "validation_error", "sums",
                             "iterator", "images"]  # fmt: skip
-    meta.write_text(json.dumps({k: v for k, v in values.items() if k not in lacks}))
+    written = {k: v for k, v in values.items() if k not in lacks} | {"of another version": 1}
+    meta.write_text(json.dumps(written))
     manifest = meta.with_name("manifest.json")
     manifest.write_text(json.dumps(checkpoint._hashes(meta.parent)))
     found, how_far = restore(tmp_path, state(0))
@@ -96,7 +97,7 @@ def test_the_parameters_of_another_network_are_refused(tmp_path, change):
 
 
 def test_nothing_saved_is_nothing_restored(tmp_path):
-    """An empty or missing folder holds no checkpoint, which is no error."""
+    """An empty or missing folder gives None, not an error."""
     assert restore(tmp_path, state(0)) is None
     assert restore(tmp_path / "missing", state(0)) is None
 
@@ -123,7 +124,7 @@ def test_a_kill_while_an_old_checkpoint_is_removed_does_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [64, 20_000])
-def test_a_full_disk_is_said_in_one_line(tmp_path, limit):
+def test_a_full_disk_is_an_error_of_one_line(tmp_path, limit):
     """If no file may outgrow a limit, the save is an error and the older checkpoint stays.
 
     At 64 bytes nothing can be written; at 20,000 an array of 400,000 cannot. Room is checked before
@@ -149,7 +150,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, limit):
     assert names(tmp_path) == ["step_00000001"]
 
 
-def test_what_orbax_says_of_a_full_disk_is_one_short_line(tmp_path, monkeypatch):
+def test_an_orbax_error_about_a_full_disk_is_shortened_to_one_line(tmp_path, monkeypatch):
     """If the disk fills up while Orbax writes, the reason is taken from its page of text."""
     text = (
         'OUT_OF_RANGE: Error writing "a/0" in OCDBT database at local file "/x/d": Failed writing: '
@@ -168,7 +169,7 @@ def test_what_orbax_says_of_a_full_disk_is_one_short_line(tmp_path, monkeypatch)
 
 
 def test_any_flipped_bit_is_found(tmp_path, capsys):
-    """If any file of the newest checkpoint has a flipped bit, the one before is used, and said."""
+    """If any file of the newest checkpoint has a flipped bit, an older one is used, with a note."""
     put(tmp_path, 1)
     put(tmp_path, 2)
     newest = tmp_path / "step_00000002"

@@ -176,7 +176,7 @@ def test_format_is_tfds_own(server, good, tmp_path):
 
 
 def test_load_prepares_once(server, good, tmp_path, monkeypatch):
-    """`load` downloads where there is nothing, and never again, with the cache or without."""
+    """`load` downloads only if the archive is missing, with the cache or without."""
     small = functools.partial(
         cifar100_prepare.prepare,
         url=server.url + "/a.tar.gz",
@@ -280,7 +280,7 @@ def test_server_that_stalls(server, good, tmp_path, monkeypatch):
 
 
 def test_no_space(server, good, tmp_path, monkeypatch):
-    """Too little space for archive and set is found before the download, and when it runs out."""
+    """Too little space for archive and set is an error before the download, and during it."""
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * len(good) - 1))
@@ -322,7 +322,7 @@ def test_interrupted_preparation(server, good, tmp_path, monkeypatch):
 
 
 def test_interrupted_download(server, good, tmp_path, monkeypatch):
-    """An interruption says how far it was, and leaves nothing; the next run downloads it again."""
+    """An interrupted download prints its progress and leaves no file; the next run starts anew."""
 
     def some(url, advice):
         yield good[:1000]
@@ -373,7 +373,7 @@ def test_unsafe_member(server, tmp_path, extra):
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
 def test_decompression_bomb(server, tmp_path, kind):
-    """A member, or a name, that claims to be long takes no memory: it is not read to its end."""
+    """A member or name of a huge stated length takes no memory: only the needed bytes are read."""
     bomb = tarfile.TarInfo("x")
     bomb.type, bomb.size = kind, 1 << 25
     archive = gzip.compress(bomb.tobuf(tarfile.GNU_FORMAT) + bytes(bomb.size))
@@ -386,7 +386,7 @@ def test_decompression_bomb(server, tmp_path, kind):
 
 
 def test_member_twice(server, tmp_path):
-    """A file that stands in the archive twice is refused: which one would be right?"""
+    """A file that stands in the archive twice is an error, because either may be wrong."""
     archive = pack(files(), [member(PREFIX + "test.bin")])
     refused(server, tmp_path, archive, "more than once", kept=True)
 

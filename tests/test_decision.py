@@ -49,7 +49,7 @@ def costs_by_matrix(p, hierarchy):
 
 @trees
 def test_costs_are_the_matrix_product(hierarchy):
-    """Two passes over the tree give what the product with the matrix of costs gives."""
+    """Two passes over the tree equal the product with the matrix of costs."""
     p = draw(hierarchy)
     costs = expected_lca_height(p, hierarchy)
     np.testing.assert_allclose(costs, costs_by_matrix(p, hierarchy), atol=ABSOLUTE)
@@ -69,7 +69,7 @@ def test_steps_lead_from_the_root_to_every_leaf(hierarchy):
 
 @trees
 def test_decision_has_the_smallest_cost(hierarchy):
-    """No leaf is cheaper than the one decided for, which is not always the most probable."""
+    """No leaf is cheaper than the chosen one, which is not always the most probable."""
     p = draw(hierarchy)
     costs = costs_by_matrix(p, hierarchy)
     decided = minimum_risk(p, hierarchy)
@@ -81,7 +81,7 @@ def test_decision_has_the_smallest_cost(hierarchy):
 
 @trees
 def test_mean_cost_is_what_labels_drawn_from_p_cost(hierarchy):
-    """Over labels that occur as often as p says, hierarchical distance@1 is the expected cost."""
+    """Over labels with frequencies p, hierarchical distance@1 is the expected cost."""
     counts = np.arange(1, hierarchy.num_leaves + 1)
     p = (counts / counts.sum()).astype(np.float32)
     labels = np.repeat(np.arange(hierarchy.num_leaves), counts)
@@ -93,7 +93,7 @@ def test_mean_cost_is_what_labels_drawn_from_p_cost(hierarchy):
 
 @trees
 def test_certainty_and_ties(hierarchy):
-    """A certain leaf costs nothing and is decided for; of equal leaves the first is."""
+    """A certain leaf costs nothing and is chosen; of equal leaves, the first is chosen."""
     certain = np.eye(hierarchy.num_leaves, dtype=np.float32)
     costs = np.asarray(expected_lca_height(certain, hierarchy))
     np.testing.assert_array_equal(np.diag(costs), 0)
@@ -103,7 +103,7 @@ def test_certainty_and_ties(hierarchy):
 
 
 def test_one_level_is_argmax():
-    """Where all mistakes cost the same the most probable class is the decision."""
+    """If all mistakes cost the same, the decision is the most probable class."""
     flat = Hierarchy(("class",), ([f"{i}" for i in range(6)],), ())
     p = draw(flat)
     np.testing.assert_array_equal(minimum_risk(p, flat), p.argmax(axis=1))

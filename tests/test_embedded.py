@@ -25,7 +25,7 @@ OTHERS = {"ndarray", "random", "random.PCG64", "__version__"}
 
 @pytest.fixture(scope="module")
 def splits():
-    """The whole set from the cache, where one session in many has to draw it first."""
+    """The whole set, from the cache; it is drawn first if the cache has none."""
     return embedded.load()
 
 
@@ -41,7 +41,7 @@ def test_the_images_are_the_published_ones(splits):
 
 
 def test_what_is_drawn_now_is_what_is_cached(splits, few):
-    """The present code draws the cached images, so that the cache cannot hide a change to it."""
+    """Today's code draws the cached images, so the cache cannot hide a change to it."""
     for name, drawn in embedded.generate().items():
         np.testing.assert_array_equal(drawn.images, splits[name].images[: len(drawn)])
         np.testing.assert_array_equal(drawn.labels, splits[name].labels[: len(drawn)])
@@ -68,7 +68,7 @@ def test_another_process_without_vector_instructions_draws_the_same(splits):
 
 
 def test_shapes_do_not_need_64_bits(monkeypatch):
-    """On grids of int32, NumPy's default integer on some systems, every shape is the same."""
+    """Every shape is the same on int32 grids, because int32 is NumPy's integer on some systems."""
     expected, grid = embedded._shape_templates(), embedded._grid
     monkeypatch.setattr(embedded, "_grid", lambda: [axis.astype(np.int32) for axis in grid()])
     np.testing.assert_array_equal(embedded._shape_templates(), expected)
@@ -115,7 +115,7 @@ def test_shape_dtype_and_balance(splits):
 
 
 def test_no_image_stands_twice(splits):
-    """All 30,000 images differ: what is tested on was not trained on."""
+    """All 30,000 images differ, so no test image is a training image."""
     images = [image.tobytes() for split in splits.values() for image in split.images]
     assert len(set(images)) == 30_000
 
@@ -141,7 +141,7 @@ def test_super_hierarchy_puts_families_above():
 
 
 def test_load_draws_once_and_never_caches_other_images(few, monkeypatch, tmp_path):
-    """Other images than those of the checksum are an error and not cached; the right ones are."""
+    """Images with another checksum are an error and not cached; the right ones are cached."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(DataError, match=f"instead of {embedded.CHECKSUM}.*NumPy"):
         embedded.load()

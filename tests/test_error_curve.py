@@ -1,4 +1,4 @@
-"""Error against alpha: exact, proved against argmax in rational arithmetic and on float32 grids."""
+"""Error curves are exact, by argmax in rational arithmetic and on float32 grids."""
 
 from fractions import Fraction
 
@@ -96,7 +96,7 @@ def test_any_scale_is_right_inside_pieces(original, target, y):
 
 
 def test_equals_a_float32_grid_where_that_is_exact():
-    """On dyadic scores and alphas, where float32 rounds nothing, ties included, a grid agrees."""
+    """A grid agrees on dyadic scores and alphas, ties too, because float32 does not round them."""
     rng = np.random.default_rng(0)
     original, target = rng.integers(0, 9, (2, 500, 6)).astype(np.float32) / 8
     y = rng.integers(0, 6, 500)
@@ -292,12 +292,12 @@ def test_step_functions_keep_the_shape_of_alphas():
     assert f(np.zeros((0, 3))).shape == (0, 3)
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 2.001, np.nan, [1, 3]])
 def test_alphas_outside_the_range_are_refused(alpha):
-    """Nothing is known beyond the largest alpha."""
+    """An alpha beyond the largest is an error."""
     f = StepFunction(np.array([0.0]), np.array([3]), 4, 2.0)
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 2\], got"):
         f(alpha)
@@ -305,7 +305,7 @@ def test_alphas_outside_the_range_are_refused(alpha):
 
 @pytest.mark.parametrize(("total", "largest"), [(5, 2.0), (4, 1.5)])
 def test_other_samples_or_ranges_are_not_added(total, largest):
-    """Errors of different samples, or up to different alphas, have no sum."""
+    """Adding curves of different samples or of different largest alphas is an error."""
     f, g = (StepFunction(np.array([0.0]), np.array([3]), *x) for x in ((4, 2.0), (total, largest)))
     with pytest.raises(ValueError, match=f"4 samples up to alpha 2 .* those of {total} up to"):
         f + g

@@ -42,7 +42,7 @@ def to_probabilities(X):
 
 
 def random_rows(tree, rng, n):
-    """X whose every level sums to 1 with the leaves above, and leaf ids that it tells about."""
+    """X whose every level sums to 1 with the leaves above, and leaf ids that X favours."""
     y = rng.integers(tree.num_leaves, size=n)
     raw = []
     for level, labels in enumerate(tree.labels(y)):
@@ -135,7 +135,7 @@ def test_any_rule(tree, rule, rng):
 @pytest.mark.parametrize(("objective", "counted"), [("sum", (0, 1, 2)), (0, (0,)), (2, (2,))])
 @pytest.mark.parametrize("weights", [None, (2, 1, 1)])
 def test_fit_finds_the_best_alpha(objective, counted, weights, rng):
-    """No alpha on a grid makes fewer errors, of the levels that count, than the one found."""
+    """No alpha on a grid makes fewer errors on the counted levels than the fitted one."""
     tree = draw_tree(rng, 3)
     X, y = random_rows(tree, rng, 40)
     options = {"weights": weights, "objective": objective}
@@ -228,7 +228,7 @@ def test_rule_is_searched_like_any_parameter(rng):
     ],
 )
 def test_wrong_parameters(parameters, message, rng):
-    """`fit`, not the constructor, says which parameter is wrong and what is allowed."""
+    """`fit`, not the constructor, names the wrong parameter and the allowed values."""
     X, y = random_rows(PETS, rng, 10)
     adjuster = HierarchyAdjuster(PETS).set_params(**parameters)
     with pytest.raises(ValueError, match=message):
@@ -236,7 +236,7 @@ def test_wrong_parameters(parameters, message, rng):
 
 
 def test_rule_for_other_hierarchies(rng):
-    """A rule that is not for this hierarchy says so in `fit`, with alpha given as well."""
+    """`fit` rejects a rule that cannot adapt this hierarchy, also if alpha is given."""
     tree = draw_tree(rng, 3)
     X, y = random_rows(tree, rng, 10)
     with pytest.raises(ValueError, match="for two levels, this hierarchy has 3"):
@@ -244,7 +244,7 @@ def test_rule_for_other_hierarchies(rng):
 
 
 def test_wrong_rows(rng):
-    """Rows that hold no probabilities are named, in `fit` and after it."""
+    """Rows that are not probabilities are named, in `fit` and after it."""
     X, y = random_rows(RAGGED, rng, 10)
     adjuster = HierarchyAdjuster(RAGGED).fit(X, y)
     negative, unscaled, rounded = X.copy(), X.copy(), X.copy()
@@ -264,7 +264,7 @@ def test_wrong_rows(rng):
 
 
 def test_wrong_labels(rng):
-    """Labels that are no leaves are named; so are leaves that share a name."""
+    """Labels that are not leaves are named; leaves that share a name are an error."""
     X, _ = random_rows(RAGGED, rng, 3)
     for y, message in [
         ([0, 1, 3], "class 3, which is no leaf .* 0 to 2, or .* as 'lynx'"),
@@ -281,13 +281,13 @@ def test_wrong_labels(rng):
 
 
 def test_unfitted():
-    """Before `fit`, scikit-learn's error says so."""
+    """Before `fit`, `predict` raises scikit-learn's NotFittedError."""
     with pytest.raises(NotFittedError):
         HierarchyAdjuster(PETS).predict(np.ones((1, 6)))
 
 
 def test_example_of_two_svms(capsys):
-    """Neither level of the digits gets worse by adaptation, and their errors' sum gets less."""
+    """Adaptation worsens neither level of the digits, and lowers the sum of their errors."""
     run = runpy.run_path(str(EXAMPLE), run_name="__main__")["run"]
     printed = capsys.readouterr().out
     alpha, before, after = run(seed=0)

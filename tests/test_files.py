@@ -82,7 +82,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path, error):
 
 
 def test_a_folder_replaces_another_only_on_request(tmp_path):
-    """Without `replace` a folder with files in it is an error and stays; an empty one is none."""
+    """Without `replace` a folder with files is an error and stays; an empty one is replaced."""
     path = tmp_path / "out" / "a"
     path.mkdir(parents=True)
     for content in ("old", "new"):
@@ -110,7 +110,7 @@ def test_files_are_on_disk_before_the_folder_has_its_name(tmp_path, monkeypatch)
 
 
 def test_a_removed_folder_never_lacks_a_part(tmp_path, monkeypatch):
-    """A kill while it is removed leaves it whole or hidden; hidden leftovers are removed later."""
+    """A kill during removal leaves it complete or hidden; hidden leftovers are removed later."""
     path = tmp_path / "a"
     path.mkdir()
     remove_folder(tmp_path / "missing")
@@ -132,7 +132,7 @@ def test_a_removed_folder_never_lacks_a_part(tmp_path, monkeypatch):
 
 
 def test_json_is_indented_and_ends_with_a_line(tmp_path):
-    """What is written is read back, and `git diff` and editors like it."""
+    """Written JSON can be read back; it is indented and ends with a newline."""
     value = {"a": [1, None], "ä": "ö"}
     write_json(tmp_path / "a.json", value)
     text = (tmp_path / "a.json").read_text()

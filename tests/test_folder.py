@@ -1,4 +1,4 @@
-"""Image folders: what is read, in which order, and what is refused."""
+"""Image folders: images, their order, and errors."""
 
 import io
 import unicodedata
@@ -152,7 +152,7 @@ def with_long_text() -> bytes:
     ids=["empty", "text", "header", "long-text"],
 )
 def test_unreadable_image(root, content):
-    """A file that is no image is named, and a good read works after it is removed."""
+    """A file that is not an image is named, and reading works after it is removed."""
     path = root / "train" / "lynx" / "c.png"
     path.write_bytes(content)
     refused(root, path, "cannot be read")
@@ -187,7 +187,7 @@ def test_sixteen_bits_are_refused(root):
 
 @pytest.mark.parametrize("limit", [200, 100])
 def test_decompression_bomb(root, monkeypatch, limit):
-    """Above Pillow's limit of pixels, where it warns and where it raises: the file is named."""
+    """A file above Pillow's limit of pixels is named, whether Pillow warns or raises."""
     save(root / "train" / "lynx" / "c.png", (0, 0, 0), (20, 15))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with warnings.catch_warnings():
@@ -196,7 +196,7 @@ def test_decompression_bomb(root, monkeypatch, limit):
 
 
 def test_unknown_class_folder(root):
-    """A class folder that the hierarchy has not is named, in either split."""
+    """A class folder that is not in the hierarchy is named, in either split."""
     save(root / "test" / "puma" / "a.png", (0, 0, 0))
     refused(root, root / "test" / "puma", "'lynx', 'pug', 'lion'); rename it")
 
@@ -212,7 +212,7 @@ def test_a_misspelt_class_is_named(root):
 
 
 def test_spaces_of_a_name_can_be_seen(root):
-    """Where a folder and a class differ in a space, the line of the error does."""
+    """If a folder and a class differ only in a space, the error shows it."""
     names = (("cat", "dog"), ("lynx", "small  pug", "lion"))
     (root / "train" / "pug").rename(root / "train" / "small pug")
     with pytest.raises(DataError) as caught:

@@ -1,4 +1,4 @@
-"""Hierarchies: what is derived from the parents, what is refused, and the files they come from."""
+"""Hierarchies: values derived from the parents, errors, and the files they come from."""
 
 import contextlib
 import csv
@@ -123,7 +123,7 @@ def test_equality_is_by_content():
 
 
 def test_a_hierarchy_cannot_be_changed():
-    """Its fields and arrays are read-only; changes to the caller's arrays do not reach it."""
+    """Its fields and arrays are read-only, and it shares no array with its maker."""
     given_parents = np.array([0, 1, 0], np.int32)
     tree = Hierarchy(("a", "b"), (("x", "y"), ("p", "q", "r")), (given_parents,))
     given_parents[2] = 1
@@ -160,7 +160,7 @@ def test_nothing_is_below_the_last_level():
     ],
 )
 def test_wrong_labels_are_refused(labels, message):
-    """A label that names no class is refused rather than wrapped or taken for a mask."""
+    """A label out of range is an error; it is not wrapped, and booleans are not taken as a mask."""
     with pytest.raises(HierarchyError, match=message):
         animals().labels(np.array(labels))
 
@@ -240,7 +240,7 @@ def test_probabilities_of_a_cut_are_those_of_its_rows(tree):
 
 @given(tree=hierarchies())
 def test_a_full_tree_passed_as_ragged_is_a_full_tree(tree):
-    """`ragged=True` changes nothing where no class is childless: cuts are levels, labels ids."""
+    """`ragged=True` changes nothing if no class is childless: cuts are levels, labels are ids."""
     again = dataclasses.replace(tree, ragged=True)
     assert again.ragged is tree.ragged is False
     assert again == tree
@@ -270,7 +270,7 @@ def test_raggedness_is_content():
 
 
 def test_a_ragged_hierarchy_has_no_map_from_fine_to_coarse():
-    """Its leaves are not the classes of the last level, and it says what to use instead."""
+    """Its leaves are not the last level's classes, so the error names what to use instead."""
     message = r"ragged: its 5 leaves are not the 2 classes of level 'species'; use labels"
     with pytest.raises(HierarchyError, match=message):
         pets().fine_to_coarse  # noqa: B018
@@ -396,7 +396,7 @@ def test_ids_of_every_integer_type(dtype):
 
 
 def test_text_among_ids_takes_no_memory():
-    """A long text among many ids is refused as it is, not as an array of long texts (4 TB)."""
+    """A long text among many ids is rejected before it becomes an array of long texts (4 TB)."""
     with pytest.raises(HierarchyError, match="s: expected integers, got object"):
         check_parents(["x" * 10**7] + [0] * 10**5, 1, "s")
 
@@ -448,7 +448,7 @@ def test_json_returns_what_was_written(tree, tmp_path_factory):
     ],
 )
 def test_json_errors_name_the_file(text, message, tmp_path):
-    """Whatever is wrong with a JSON file, the error says in which file."""
+    """The error of every fault in a JSON file names the file."""
     path = tmp_path / "bad.json"
     path.write_text(text)
     with pytest.raises(HierarchyError, match=message) as caught:
@@ -574,7 +574,7 @@ def test_each_fault_of_pairs_has_its_own_error(pairs, message):
     ],
 )
 def test_csv_errors_name_the_file(text, message, tmp_path):
-    """Whatever is wrong with a CSV file, the error says what and in which file."""
+    """The error of every fault in a CSV file names the fault and the file."""
     path = tmp_path / "bad.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(HierarchyError, match=message) as caught:
@@ -583,7 +583,7 @@ def test_csv_errors_name_the_file(text, message, tmp_path):
 
 
 def test_read_refuses_what_it_cannot_read(tmp_path):
-    """A file that does not exist, or has another suffix, is refused; the error names it."""
+    """A file that is missing or of another kind is an error that names it."""
     with pytest.raises(HierarchyError, match=r"there is no hierarchy file .*gone\.csv"):
         Hierarchy.read(tmp_path / "gone.csv")
     other = tmp_path / "tree.yaml"

@@ -1,4 +1,4 @@
-"""Parent lists, nested dicts and WordNet's is-a lines: the trees they make, and what is refused."""
+"""Parent lists, nested dicts and WordNet's is-a lines: the trees they make, and their errors."""
 
 import contextlib
 from collections import Counter
@@ -214,7 +214,7 @@ def test_one_leaf_and_several_tops():
 
 
 def test_names_for_ids():
-    """Ids become names where there is one; two ids of one name may stand at different levels."""
+    """Ids with a name become that name; two ids of one name may stand at different levels."""
     lines = ["n1 n2", "n1 n3", "n2 n4", "n2 n5", "n3 n6", "n3 n7"]
     names = {"n2": "bird", "n4": "crane", "n5": "owl", "n6": "crane", "n3": "machine"}
     leaves = ["n4", "n5", "n6"]
@@ -260,7 +260,7 @@ def test_names_are_a_dict():
 
 
 def test_every_class_with_two_parents_is_named():
-    """Two parents among the leaves' ancestors are refused, with the lines; elsewhere, not seen."""
+    """Two parents of a leaf's ancestor are an error that names the lines; others are ignored."""
     lines = ["a b", "a c", "b x", "c x", "b y", "d b", "c z", "d z", "b x"]
     message = (
         r"delete all but one of the lines of 'x' under 'b' \(line 9\) and 'c' \(line 4\); "
@@ -382,7 +382,7 @@ def test_whatever_is_no_tree_is_a_hierarchy_error(value, other, ragged):
 
 @given(text=st.text("ab#\n \t\x85é", max_size=40), leaves=st.lists(names, max_size=3))
 def test_any_text_is_a_tree_or_a_hierarchy_error(text, leaves):
-    """Any text is refused, or gives a tree with exactly the leaves that were asked for."""
+    """With any text as is-a lines, the tree has the given leaves, or the text is rejected."""
     with contextlib.suppress(HierarchyError):
         assert sorted(from_wordnet(text, leaves).leaf_names) == sorted(leaves)
 
@@ -398,7 +398,7 @@ def test_nests_of_any_depth_are_read():
 
 
 def test_a_deep_nest_without_names_is_refused():
-    """Lists 100,000 deep are refused by every source, and shown in short."""
+    """Every source rejects lists 100,000 deep, and its error shows them in short."""
     deep = nest(100_000, lambda i, inner: [inner])
     for make in (
         lambda: from_nested(deep),

@@ -1,4 +1,4 @@
-"""Algorithm 1 under inequalities: right where they are violated, and nothing else touched.
+"""Algorithm 1 under inequalities: it changes violated groups as defined, and no other group.
 
 Tolerance: float32 has a unit roundoff of 6e-8, and a result is a sum of at most ten rounded terms
 of at most 1 (SUM, absolute).
@@ -94,7 +94,7 @@ def run(rule, *problem):
     return [np.asarray(p) for p in RULES[rule](*problem)]
 
 
-# What every rule has.
+# Properties of every rule.
 
 
 @every_rule
@@ -107,7 +107,7 @@ def test_equals_the_double_loop(rule, problem, alpha):
 @every_rule
 @given(problem=problems(), alpha=alphas)
 def test_what_is_not_violated_keeps_every_bit(rule, problem, alpha):
-    """Groups without a violation come out bit for bit as they went in."""
+    """Groups without a violation do not change by a bit."""
     p_coarse, p_fine, s = problem
     untouched = ~violated(rule, *problem, by=-SUM)  # nor near one, where roundings decide
     coarse, fine = run(rule, *problem, alpha)
@@ -135,7 +135,7 @@ def test_alpha_1_leaves_no_violation_and_is_idempotent(rule, problem):
 @pytest.mark.parametrize("rule", ["incomplete", "multilabel"])
 @given(problem=problems(), alpha=st.floats(1, 2, width=32))
 def test_no_violation_is_left_beyond_alpha_1(rule, problem, alpha):
-    """Where one inequality is asked for, it holds from α = 1 on."""
+    """A rule with one inequality satisfies it from α = 1 on."""
     assert not violated(rule, *run(rule, *problem, alpha), problem[2], by=SUM).any()
 
 
@@ -157,9 +157,9 @@ def test_results_stay_between_the_sides(rule, problem, alpha):
 
 @every_rule
 def test_alpha_2_exchanges_the_sides_exactly(rule):
-    """At α = 2 an only child and its parent swap their values, be one of them tiny: none cancels.
+    """At α = 2 an only child and its parent swap values, even tiny ones: nothing cancels.
 
-    Where they violate the rule, that is: either way round where children are exhaustive.
+    This holds if they violate the rule. Exhaustive children violate it either way round.
     """
     small, large = np.float32([1e-30, 1e-10, 0.1, 0]), np.float32([0.9, 0.7, 0.3, 1])
     s = np.arange(C)
@@ -179,7 +179,7 @@ def test_everything_is_finite(rule, problem, alpha):
     results, gradients = finite_check(rule, p_coarse, p_fine, s, jnp.float32(alpha))
     for array in (*results, *gradients):
         assert np.isfinite(array).all()
-    assert min(np.min(p) for p in results) >= 0
+    assert min(np.asarray(p).min() for p in results) >= 0
 
 
 @partial(jax.jit, static_argnums=0)
@@ -294,7 +294,7 @@ def test_incomplete_preserves_each_group(problem, alpha):
 
 @given(problem=problems(exclusive=True), alpha=alphas)
 def test_incomplete_is_algorithm_1_where_violated(problem, alpha):
-    """Violated groups come out as Algorithm 1 has them."""
+    """Algorithm 1 gives violated groups the same results."""
     at = violated("incomplete", *problem, by=SUM)
     for got, wanted, mask in zip(
         run("incomplete", *problem, alpha),

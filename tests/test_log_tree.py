@@ -27,7 +27,7 @@ alphas = st.sampled_from([0, 0.5, 1, 1.25, LARGEST])
 
 @st.composite
 def problems(draw, absent=False):
-    """Draw (logits `[N, N_l]` from -500 to 500, tree); half of them -inf where `absent`."""
+    """Draw (logits `[N, N_l]` from -500 to 500, tree); half of them -inf if `absent`."""
     tree = draw(trees())
     shape = (N, sum(SIZES))
     logits = draw(hnp.arrays(np.float32, shape, elements=st.floats(-500, 500, width=32)))
@@ -62,7 +62,7 @@ def assert_log_close(actual, wanted, given_):
 def test_is_the_logarithm_where_probabilities_underflow(absent, data, alpha):
     """On ragged trees with masses from 1 to e^-2000, every logarithm is right, and -inf is 0."""
     logits, tree = data.draw(problems(absent))
-    log_probs = log_marginals(logits, tree)
+    log_probs = [np.asarray(x) for x in log_marginals(logits, tree)]
     wanted = log80(closed_form(exp80(log_probs), tree, [alpha] * 4, number=np.longdouble))
     assert_log_close(adjust_tree_log(log_probs, tree, alpha), wanted, log_probs)
 
@@ -98,7 +98,7 @@ def test_is_the_logarithm_of_adjust_tree(tree, seed, alpha):
 
 
 def test_the_largest_alpha_of_uneven_weights_leaves_nothing_over():
-    """At the largest α nothing of P is left, not even a rounding of it, e^500 times the rest."""
+    """At the largest α nothing of P is left, though it is e^500 times the others."""
     tree, weights = make([[0, 1], [0, 1]]), [1.0, 0.7, 0.9]
     far = [0.0, -500.0]
     log_probs = [np.float32(far), np.float32(far[::-1]), np.float32(far[::-1])]
@@ -129,7 +129,7 @@ def test_empty_groups_share_equally():
 
 @given(problem=problems(), shift=st.floats(-100, 100, width=32))
 def test_log_marginals_are_normalised(problem, shift):
-    """Each level and the leaves above it sum to 1; a constant added to the logits is no matter."""
+    """Each level and the leaves above it sum to 1; adding a constant to the logits does nothing."""
     logits, tree = problem
     log_probs = log_marginals(logits, tree)
     above = 0
@@ -154,7 +154,7 @@ def test_log_marginals_are_the_logarithm_of_marginals():
 
 
 def test_log_marginals_keep_what_a_leaf_near_1_leaves():
-    """If a leaf has all the mass but e^-500, the level below it sums to e^-500."""
+    """If a leaf has all but e^-500 of the mass, the level below sums to e^-500."""
     results = log_marginals([[-500, 0], [0, 0]], make([[0, 0]], [2, 2]))
     np.testing.assert_allclose(results[1], -500 - np.log([2, 2]), rtol=LOG)
 
@@ -195,7 +195,7 @@ TREE = draw_tree(np.random.default_rng(2), 4)
     alpha=alphas,
 )
 def test_everything_is_finite(values, alpha):
-    """No result is NaN or +inf, and all gradients are finite, whichever numbers are -inf."""
+    """No result is NaN or +inf, and all gradients are finite, even if inputs are -inf."""
     levels = np.split(values, np.cumsum(TREE.sizes)[:-1])
     results, gradients = finite_check(levels, jnp.float32(alpha))
     for array in results:
@@ -238,8 +238,8 @@ def test_agrees_with_probabilities_of_every_scale(scale):
         np.testing.assert_allclose(np.exp(r), w, rtol=100 * LOG)
 
 
-def test_refuses_what_adjust_tree_refuses():
-    """An alpha beyond its range, and levels that do not fit."""
+def test_rejects_what_adjust_tree_rejects():
+    """An alpha beyond its range and levels that do not fit are errors."""
     tree = make([[0, 0, 1]])
     with pytest.raises(ValueError, match=r"alpha of level 0 must lie in \[0, 2\]"):
         adjust_tree_log([np.zeros(2), np.zeros(3)], tree, 2.1)

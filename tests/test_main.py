@@ -349,7 +349,7 @@ def test_classes_without_test_images_are_named():
         (8, 4, "4 x cpu; workdir"),
     ],
 )
-def test_cores_that_a_batch_leaves_idle_are_told(monkeypatch, cores, asked, said):
+def test_the_start_line_names_cores_that_a_batch_leaves_idle(monkeypatch, cores, asked, said):
     """The start line names cores that the batch leaves idle, unless the user chose the number."""
     monkeypatch.setattr(parallel, "cpu_cores", lambda: cores)
     config = experiment.compose("merge1", "quick,batch=12")

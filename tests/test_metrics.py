@@ -35,7 +35,7 @@ seeds = pytest.mark.parametrize("seed", range(8))
 
 
 def random_tree(seed, ragged=False):
-    """A tree of 2 to 4 levels, of which 3 in 4 classes have children where `ragged`."""
+    """A tree of 2 to 4 levels; if `ragged`, 3 in 4 classes above the last level have children."""
     rng = np.random.default_rng(seed)
     sizes = [int(rng.integers(2, 5))]
     parents = []
@@ -65,7 +65,7 @@ def path(hierarchy, leaf):
 
 
 def node_height(hierarchy, nodes):
-    """Height of the last of `nodes`, of the root where there is none: longest path to a leaf."""
+    """Height of the last of `nodes`, or of the root if it is empty: the longest path to a leaf."""
     below = [p[len(nodes) :] for p in paths(hierarchy) if p[: len(nodes)] == nodes]
     return max(map(len, below))
 
@@ -198,7 +198,7 @@ def test_calibration_error_is_the_loop(seed):
 
 
 def test_calibrated_probabilities_have_no_calibration_error():
-    """Where accuracy is confidence (3 of 4 at 0.75) there is none; a confident fool has all."""
+    """The error is 0 if accuracy is confidence (3 of 4 at 0.75), 1 if sure answers are wrong."""
     assert expected_calibration_error([[0.75, 0.25]] * 4, [0, 0, 0, 1]) == 0
     assert expected_calibration_error([[1.0, 0.0]] * 4, [1] * 4) == 1
 
@@ -225,8 +225,9 @@ def test_child_sums_and_gap_are_the_loop(hierarchy):
 
 
 def test_coherence_gaps_are_those_of_each_pair_of_cuts():
-    """Of a ragged tree, named by the two levels."""
-    hierarchy = random_tree(3, ragged=True)
+    """The gaps of a ragged tree have the names of their two levels."""
+    hierarchy = random_tree(9, ragged=True)
+    assert hierarchy.num_levels == 4
     rng = np.random.default_rng(0)
     cuts = [rng.dirichlet(np.ones(len(hierarchy.cut(i))), 5) for i in range(hierarchy.num_levels)]
     gaps = coherence_gaps(cuts, hierarchy)
@@ -336,7 +337,7 @@ def test_distances_are_the_loop(hierarchy, k):
     assert (severity or 0) * error == pytest.approx(first, rel=CLOSE)
 
 
-# What it refuses.
+# Errors.
 
 PROBS = np.full((4, 4), 0.25)
 

@@ -154,13 +154,13 @@ def check(trained, workdir, images, rule: str = "kl"):
         assert answer.names[level].tolist() == best
 
 
-def test_it_says_what_its_run_said(trained, workdir, images):
+def test_it_repeats_the_predictions_of_its_run(trained, workdir, images):
     """Probabilities as in `predictions.npz`, adapted with the alpha of `results.json`."""
     assert (trained.alpha, trained.shape, trained.hierarchy) == (ALPHA, (8, 8, 3), HIERARCHY)
     check(trained, workdir, images)
 
 
-def test_it_says_in_a_line_what_it_is(trained):
+def test_repr_is_one_line(trained):
     """`repr` shows input, output, rule and alpha, but not the parameters."""
     assert repr(trained) == (
         "Predictor(uint8 [N, 8, 8, 3] to 'tone' [N, 2], 'colour' [N, 4]; rule 'kl', alpha = 0.70)"
@@ -239,7 +239,7 @@ def test_files_of_another_size_are_resized(trained, tmp_path):
 
 
 def test_loading_changes_nothing(workdir):
-    """`load` leaves every byte of the workdir as it was, and adds no file."""
+    """`load` changes no byte of the workdir and adds no file."""
 
     def content():
         return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
@@ -439,7 +439,7 @@ np.savez("found.npz", **found)
 def test_an_exported_file_needs_jax_alone(command, workdir, trained, images, tmp_path, monkeypatch):
     """A process without this package gets the same numbers from it, for any number of images.
 
-    The file says nothing of the files that it was made from.
+    The file does not contain the paths of the source files.
     """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.stablehlo").write_text("of before")

@@ -1,4 +1,4 @@
-"""Each rule against its definition, and what all of them promise.
+"""Each rule against its definition, and the properties of all rules.
 
 Tolerances: float32 has a unit roundoff of 6e-8. A result is a sum of at most ten rounded terms of
 at most 1 (SUM, absolute); pooled ones are exponentials of sums of logarithms of up to 100, whose
@@ -49,7 +49,7 @@ def random_levels(tree, seed, wide=False):
     return to_marginals(raw, tree)
 
 
-# What all rules promise.
+# Properties of all rules.
 
 
 @pytest.mark.parametrize(("name", "tree"), CASES)
@@ -58,7 +58,7 @@ def test_targets_are_coherent_distributions(name, tree, wide):
     """On ragged trees: classes have their children's mass, leaves sum to 1, nothing is negative."""
     levels = random_levels(tree, 1, wide)
     target = RULES[name].target(levels, tree)
-    assert all(np.min(p) >= 0 for p in target)
+    assert all(np.asarray(p).min() >= 0 for p in target)
     assert_close(target, coherent(tree, target), atol=SUM)
     leaves = [np.asarray(p, float)[:, x] for p, x in zip(target, is_leaf(tree), strict=True)]
     np.testing.assert_allclose(np.concatenate(leaves, axis=1).sum(1), 1, atol=POOLED)
@@ -70,7 +70,7 @@ def test_a_leaf_stands_for_its_own_only_child(name, tree):
     levels = random_levels(tree, 2, wide=True)
     full_levels, full = padded(levels, tree)
     target = RULES[name].target(full_levels, full)
-    target = [t[:, :n] for t, n in zip(target, tree.sizes, strict=True)]
+    target = [np.asarray(t)[:, :n] for t, n in zip(target, tree.sizes, strict=True)]
     assert_close(RULES[name].target(levels, tree), target, atol=POOLED)
 
 
@@ -86,7 +86,8 @@ def test_labels_can_be_permuted(name, tree):
     levels = random_levels(tree, 3)
     permuted = [p[:, o] for p, o in zip(levels, orders, strict=True)]
     results = RULES[name].target(permuted, make(parents, tree.sizes))
-    wanted = [p[:, o] for p, o in zip(RULES[name].target(levels, tree), orders, strict=True)]
+    target = RULES[name].target(levels, tree)
+    wanted = [np.asarray(p)[:, o] for p, o in zip(target, orders, strict=True)]
     assert_close(results, wanted, atol=SUM)
 
 
@@ -161,7 +162,7 @@ def test_coherent_input_is_a_fixed_point(name):
 
 
 def test_bottom_up_by_hand():
-    """Sums of leaves, one of them at the first level; the rest of the levels above is not read."""
+    """Classes have the sums of their leaves, one at the first level; other masses are ignored."""
     tree = make([[0, 0], [0, 0]], [2, 2, 2])
     levels = [[0.3, 0.7], [0.1, 0.25], [0.04, 0.01]]
     assert_close(bottom_up(levels, tree), [[0.3, 0.7], [0.05, 0.25], [0.04, 0.01]], atol=SUM)
@@ -214,29 +215,30 @@ def test_products_do_not_underflow():
     levels = np.float32([[1e-30, 1, 0]] * 2), np.float32([[1e-30, 3e-30, 0, 0, 0, 1]] * 2)
     wanted = [[0.25, 0.75, 0, 0, 0, 0]] * 2
     np.testing.assert_allclose(product_of_experts(levels, PAIR)[1], wanted, rtol=1e-4)
-    np.testing.assert_allclose(geometric_pooling(levels, PAIR, [1, 0.5])[1][:, 2:], 0)
+    np.testing.assert_allclose(np.asarray(geometric_pooling(levels, PAIR, [1, 0.5])[1])[:, 2:], 0)
 
 
 @pytest.mark.parametrize("rule", [product_of_experts, geometric_pooling])
 def test_levels_that_contradict_each_other_have_the_kl_target(rule):
-    """Where no leaf has a product above 0 there is nothing to renormalise; others are untouched."""
+    """A sample in which every leaf's product is 0 gets the target of `kl`; others do not change."""
     agree = [0.5, 0.5, 0], [0.5, 0.25, 0.25, 0, 0, 0]
     contradict = [1, 0, 0], [0, 0, 0.25, 0.75, 0, 0]
     levels = [np.float32([a, c]) for a, c in zip(agree, contradict, strict=True)]
-    both, kl = rule(levels, PAIR), coherent_target(levels, PAIR)
-    alone = rule([p[[0, 0]] for p in levels], PAIR)
+    both = [np.asarray(p) for p in rule(levels, PAIR)]
+    kl = [np.asarray(p) for p in coherent_target(levels, PAIR)]
+    alone = [np.asarray(p) for p in rule([p[[0, 0]] for p in levels], PAIR)]
     assert_close([p[0] for p in both], [p[0] for p in alone], atol=SUM)
     assert_close([p[1] for p in both], [p[1] for p in kl])
     assert np.abs(both[1][0] - kl[1][0]).max() > 0.01
 
 
 def test_weights_are_for_the_rules_that_have_them():
-    """kl and geometric pooling take weights; other rules refuse them instead of ignoring them."""
+    """kl and geometric pooling take weights; other rules reject them instead of ignoring them."""
     levels = random_levels(PAIR, 10)
     for name, rule in RULES.items():
         if name in ("kl", "geometric_pooling"):
-            difference = rule.target(levels, PAIR, weights=[1, 5])[1] - rule.target(levels, PAIR)[1]
-            assert np.abs(difference).max() > 0.01
+            weighted = np.asarray(rule.target(levels, PAIR, weights=[1, 5])[1])
+            assert np.abs(weighted - rule.target(levels, PAIR)[1]).max() > 0.01
         else:
             for method in (rule.target, partial(rule.adjust, alpha=0.5)):
                 with pytest.raises(ValueError, match=f"rule='{name}' takes no weights"):
@@ -304,14 +306,14 @@ def test_projection_of_a_ragged_pair_of_levels():
     fine=hnp.arrays(np.float32, (1, 6), elements=st.sampled_from([0, 0.25, 0.5, 1])),
 )
 def test_projection_with_ties(coarse, fine):
-    """Where many classes join at once the answer is the same."""
+    """If many classes join at once, the projection is still that of the solver."""
     levels = to_marginals([coarse, fine], FLAT)
     wanted = all_nearest(levels, FLAT.parents[0], [1, 3])
     assert_close(euclidean_projection(levels, FLAT), wanted, atol=SUM)
 
 
 def test_projection_of_more_levels_is_refused():
-    """It is for two levels, and says what to use instead, before it sees a probability."""
+    """Other numbers of levels are rejected before any probability, and the error names `kl`."""
     message = "two levels, this hierarchy has 3; use the rule 'kl'"
     with pytest.raises(ValueError, match=message):
         euclidean_projection(random_levels(FULL, 12), FULL)
@@ -321,6 +323,6 @@ def test_projection_of_more_levels_is_refused():
 
 @pytest.mark.parametrize("name", RULES)
 def test_shapes_are_checked(name):
-    """Every rule refuses levels that do not fit the hierarchy."""
+    """Every rule rejects levels that do not fit the hierarchy."""
     with pytest.raises(ValueError, match=r"levels of \[3, 6\] classes.*got \[\[2, 3\], \[2, 5\]\]"):
         RULES[name].target([np.ones((2, 3)), np.ones((2, 5))], PAIR)

@@ -35,7 +35,7 @@ def test_equivalence_is_two_one_sided_tests(margin):
 
 
 def test_what_cannot_vary_is_certain_and_one_number_says_nothing():
-    """Equal differences have p 0 (or 1, all 0) and no width; of one there is no p-value."""
+    """Equal differences have p = 0 (1 if all are 0) and width 0; a single one has no p-value."""
     same = significance.paired_t([0.5, 0.5, 0.5])
     assert (same.p, same.low, same.high) == (0, 0.5, 0.5)
     assert significance.paired_t([0.0, 0.0]).p == 1
@@ -47,7 +47,7 @@ def test_what_cannot_vary_is_certain_and_one_number_says_nothing():
 
 
 def test_mcnemar_is_the_binomial_of_the_images_that_differ():
-    """Twice the smaller tail at one half, of 6 and 14; symmetric; 1 where none differ."""
+    """p is twice the smaller binomial tail at 1/2 of 6 and 14; symmetric; 1 if none differ."""
     first = np.array([1] * 30 + [1] * 6 + [0] * 14, bool)
     second = np.array([1] * 30 + [0] * 6 + [1] * 14, bool)
     expected = 2 * stats.binom.cdf(6, 20, 0.5)
@@ -99,7 +99,7 @@ def test_the_bootstrap_of_a_share_has_its_binomial_error():
 
 
 def test_a_bootstrap_without_spread_is_certain():
-    """Where every resample says the same, p is 0, or 1 where that is no difference."""
+    """If all resamples are equal, p is 0, or 1 if their difference is 0."""
     assert significance.bootstrap(1.0, np.ones(9)).p == 0
     assert significance.bootstrap(0.0, np.zeros(9)).p == 1
     assert significance.bootstrap(1e-15, np.zeros(9)).p == 1

@@ -142,7 +142,7 @@ def test_streams_are_looked_at_first(tmp_path):
 
 
 def test_no_tensorflow(pets, tmp_path):
-    """Reading a set imports no TensorFlow, even where there is one."""
+    """Reading a set imports no TensorFlow, even if it is installed."""
     stub = tmp_path / "stub" / "tensorflow" / "__init__.py"
     stub.parent.mkdir(parents=True)
     stub.write_text("")
@@ -178,7 +178,7 @@ def test_cache(pets, monkeypatch, tmp_path):
 
 
 def test_data_dir(pets, monkeypatch, tmp_path):
-    """None means $TFDS_DATA_DIR as it is now, and else ~/tensorflow_datasets."""
+    """None means the current $TFDS_DATA_DIR, or ~/tensorflow_datasets if it is unset."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(pets))
     assert len(read(None)["train"]) == 7
     monkeypatch.setenv("HOME", str(pets.parent))
@@ -277,7 +277,7 @@ def test_classes_that_do_not_match(pets):
 
 
 def test_wrong_label_key(pets):
-    """A label key that the set has not, or that is no label, is an error with those it has."""
+    """A label key that is missing or not a label is an error that lists the set's label keys."""
     for key in ("labels", "image"):
         refused(pets, f"'{key}'", "can be label", label_key=key)
 
@@ -335,7 +335,7 @@ def test_damaged_set(pets, damage):
 
 
 def test_fewer_records_than_announced(pets):
-    """A record file that is whole but shorter than the set's description says is refused."""
+    """A valid record file with fewer records than the set's description is an error."""
     path = pets / "pets" / "1.2.0" / "dataset_info.json"
     path.write_text(path.read_text().replace('"4"', '"5"'))
     refused(pets, "prepare it again")

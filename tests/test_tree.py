@@ -67,7 +67,7 @@ def assert_coherent(levels, tree, atol):
 
 
 def sums_of_cuts(levels, tree):
-    """The mass of each level and the leaves above it, `[N]` for each level."""
+    """Return the mass of each level with the leaves above it, `[N]` for each level."""
     above, sums = 0, []
     for p, leaf in zip(levels, is_leaf(tree), strict=True):
         sums.append(np.asarray(p, float).sum(1) + above)
@@ -111,7 +111,7 @@ def test_is_accurate_at_every_scale(problem, alpha):
 @pytest.mark.parametrize("depth", [3, 4, 6])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_is_the_minimum_that_an_optimiser_finds(depth, ragged):
-    """scipy finds no lower Σ_l w_l KL(P_l ‖ p_l) on random trees, and finds it at the same place.
+    """SciPy finds no lower Σ_l w_l KL(P_l ‖ p_l) on random trees, and the same minimiser.
 
     The leaves of a cut are free; a leaf at level l stands in every level's sum from l on.
     """
@@ -122,7 +122,7 @@ def test_is_the_minimum_that_an_optimiser_finds(depth, ragged):
     levels = [p.astype(float) for p in to_marginals(raw, tree)]
     leaf = is_leaf(tree)
     assert ragged == any(x.any() for x in leaf[:-1])
-    wanted, member = [], []  # what each cut says, and which leaves of the tree are in each class
+    wanted, member = [], []  # weighted mass of each class, and the leaves under it
     for level in range(depth):
         for i in range(tree.sizes[level]):
             below = [np.zeros((1, n)) for n in tree.sizes]
@@ -177,7 +177,7 @@ def test_cuts_sum_to_1_and_nothing_is_negative(problem, weights, part):
     levels, tree = problem
     results = adjust_tree(levels, tree, min(largest_alpha(4, weights)) * part, weights)
     assert_close(sums_of_cuts(results, tree), np.ones((4, len(levels[0]))), atol=SUM)
-    assert all(np.min(p) >= 0 for p in results)
+    assert all(np.asarray(p).min() >= 0 for p in results)
 
 
 @given(problem=problems(wide=True), weights=weights_of)
@@ -209,7 +209,8 @@ def test_labels_can_be_permuted(problem, alpha, data):
     ]
     permuted = make(parents, tree.sizes)
     results = adjust_tree([p[:, o] for p, o in zip(levels, orders, strict=True)], permuted, alpha)
-    wanted = [p[:, o] for p, o in zip(adjust_tree(levels, tree, alpha), orders, strict=True)]
+    adjusted = adjust_tree(levels, tree, alpha)
+    wanted = [np.asarray(p)[:, o] for p, o in zip(adjusted, orders, strict=True)]
     assert_close(results, wanted, atol=SUM)
 
 
@@ -220,7 +221,7 @@ def test_a_leaf_stands_for_its_own_only_child():
     levels = to_marginals([rng.choice(SCALES, (50, n)) for n in tree.sizes], tree)
     full_levels, full = padded(levels, tree)
     results = adjust_tree(full_levels, full, 1, [2, 1, 1, 3])
-    results = [r[:, :n] for r, n in zip(results, tree.sizes, strict=True)]
+    results = [np.asarray(r)[:, :n] for r, n in zip(results, tree.sizes, strict=True)]
     assert_close(results, adjust_tree(levels, tree, 1, [2, 1, 1, 3]), RATIO, 8 * TINY)
 
 
@@ -249,7 +250,7 @@ def test_a_ragged_tree_by_hand():
 
 
 def test_empty_subtrees_are_shared_equally():
-    """Where nothing below a class has mass, its children share its own equally, level by level."""
+    """If nothing below a class has mass, its children share its mass equally, level by level."""
     levels = [[0.6, 0.4], [0, 0, 1], [0, 0, 0, 1]]
     wanted = [[0.2, 0.8], [0.1, 0.1, 0.8], [0.05, 0.05, 0.1, 0.8]]
     assert_close(adjust_tree(levels, CHAIN, 1), wanted, atol=SUM)
@@ -266,7 +267,7 @@ def test_weights_by_hand():
 
 
 def test_weights_of_any_size_are_the_same():
-    """Ratios of weights alone matter, also where weight times mass would underflow or overflow."""
+    """Only ratios of weights matter, even if weight times mass would underflow or overflow."""
     levels, tree = example()
     wanted = adjust_tree(levels, tree, 1, [1, 2, 3])
     for size in (1e-30, 1e-50, 1e50):
@@ -275,7 +276,7 @@ def test_weights_of_any_size_are_the_same():
 
 
 def test_a_level_of_weight_0_does_not_count():
-    """Its own probabilities are not in the target, and it has α up to 1."""
+    """Its probabilities do not affect the target, and its largest α is 1."""
     rng = np.random.default_rng(5)
     levels = [rng.dirichlet(np.ones(n), 4) for n in CHAIN.sizes]
     other = [levels[0], levels[1][::-1], levels[2]]
@@ -285,7 +286,7 @@ def test_a_level_of_weight_0_does_not_count():
 
 
 def test_the_range_of_alpha_is_sharp():
-    """At the largest α a class that only its own level believes in is at 0, and below 0 beyond."""
+    """At the largest α, a class with mass in its own level alone gets 0, and less beyond it."""
     for level, largest in enumerate(largest_alpha(3, [1, 2, 3])):
         levels = [np.eye(n)[-1 if n < 4 else 3] for n in CHAIN.sizes]
         levels[level] = np.eye(CHAIN.sizes[level])[0]
@@ -408,7 +409,7 @@ def test_result_types(x64, given_dtype, wanted):
 
 
 def test_marginals_by_hand():
-    """Below a leaf with 0.6 a level has 0.4, and below a leaf with half of that 0.2."""
+    """A level below a leaf of 0.6 sums to 0.4; below a leaf with half of that, to 0.2."""
     tree = make([[0, 0], [0, 0]], [2, 2, 2])
     levels = [[0.4, 0.6], [0.5, 0.5], [0.75, 0.25]]
     wanted = [[0.4, 0.6], [0.2, 0.2], [0.15, 0.05]]
@@ -416,7 +417,7 @@ def test_marginals_by_hand():
 
 
 def test_marginals_keep_what_a_leaf_near_1_leaves():
-    """1e-12 beside a leaf of 1 is all that is left, to a few roundings; 1 - leaf would be 0."""
+    """Beside a leaf of 1 a mass of 1e-12 is kept to a few roundings; 1 - leaf would be 0."""
     tree = make([[0, 0]], [2, 2])
     results = marginals([[1e-12, 1.0], [0.25, 0.75]], tree)
     np.testing.assert_allclose(results[1], [0.25e-12, 0.75e-12], rtol=RATIO)
@@ -430,11 +431,11 @@ def test_marginals_of_softmaxes_sum_to_1_by_cuts(tree, seed):
     results = marginals(levels, tree)
     assert_close(sums_of_cuts(results, tree), np.ones((4, 3)), atol=SUM)
     for p, r in zip(levels, results, strict=True):
-        np.testing.assert_allclose(r, p * np.sum(r, 1, keepdims=True), atol=SUM)
+        np.testing.assert_allclose(r, p * np.asarray(r).sum(1, keepdims=True), atol=SUM)
 
 
 def test_marginals_of_a_full_tree_are_unchanged():
-    """Where no leaf is above a level it stays as it is, bit for bit."""
+    """If no leaf is above a level, the level does not change by a bit."""
     rng = np.random.default_rng(4)
     levels = [rng.dirichlet(np.ones(n), 3).astype(np.float32) for n in CHAIN.sizes]
     for result, p in zip(marginals(levels, CHAIN), levels, strict=True):
@@ -442,7 +443,7 @@ def test_marginals_of_a_full_tree_are_unchanged():
 
 
 def test_a_traced_alpha_beyond_its_range_is_the_largest():
-    """What cannot be checked does no harm."""
+    """A traced alpha is clamped to its range, because its value cannot be checked."""
     levels, tree = example()
     results = jax.jit(lambda a: adjust_tree(levels, tree, a))(7.0)
     assert_close(results, adjust_tree(levels, tree, 3 / 2), atol=SUM)
@@ -450,7 +451,7 @@ def test_a_traced_alpha_beyond_its_range_is_the_largest():
 
 @given(problem=problems(), alpha=alphas_up_to(4 / 3))
 def test_adjust_tree_is_interpolation_to_its_target(problem, alpha):
-    """(1-α) P + α target, which is not negative before it is clamped, but for roundings."""
+    """`adjust_tree` is (1-α) P + α target, which is not negative but for roundings."""
     levels, tree = problem
     target = coherent_target(levels, tree)
     assert_close(interpolate(levels, target, alpha), adjust_tree(levels, tree, alpha), atol=SUM)
@@ -464,7 +465,7 @@ def test_interpolation_beyond_the_largest_alpha_is_clamped():
     assert results[0].tolist() == [1.5, 0.0]
 
 
-# What it refuses.
+# Errors.
 
 
 @pytest.mark.parametrize(
