@@ -55,7 +55,12 @@ def command(monkeypatch, capsys):
     ("arguments", "status", "message"),
     [
         ([], 1, "error: --config is missing; try --config=configs/merge1.py:quick"),
-        ([MERGE1, "train"], 1, "error: unexpected argument 'train'; every setting is a --flag"),
+        (
+            [MERGE1, "train"],
+            1,
+            "error: unexpected argument 'train'; the name of a config comes first, and every "
+            "setting is a --flag",
+        ),
         ([MERGE1, "--json"], 1, "error: --json goes with --mode=summary"),
         ([MERGE1, "--mode=sumary"], 2, "value should be one of <train|evaluate|summary>"),
         ([MERGE1, "--moode=train"], 2, "Unknown command line flag 'moode'"),

@@ -253,6 +253,12 @@ def test_shorter_runs_keep_the_schedule_s_shape():
     )
 
 
+def test_an_unknown_schedule_is_an_error():
+    """A schedule that does not exist is named, and never taken for another."""
+    with pytest.raises(ValueError, match="step, onecycle or linear, not 'cosine'"):
+        make_schedule(Recipe(learning_rate=0.1, schedule="cosine"), 100)
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_optimizer_is_sgd_with_l2_on_all_parameters(nesterov):
     """Three updates equal the textbook recursion with L2 in the gradient, biases included."""

@@ -112,7 +112,10 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define(flags.DEFINE_bool, "json", False, "With --mode=summary: print JSON.")
     unexpected = options.parse(argv)
     if unexpected:
-        raise UserError(f"unexpected argument '{unexpected[0]}'; every setting is a --flag")
+        raise UserError(
+            f"unexpected argument '{unexpected[0]}'; the name of a config comes first, and every "
+            "setting is a --flag"
+        )
     return options.values
 
 

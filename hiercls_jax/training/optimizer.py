@@ -44,6 +44,9 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
       config: the schedule and its fields.
       steps: steps of the whole run, at least 1.
 
+    Raises:
+      ValueError: for a schedule of another name.
+
     >>> from types import SimpleNamespace
     >>> by_ten = SimpleNamespace(schedule="step", learning_rate=0.1, decay_at=(0.5, 0.75),
     ...                          decay_factor=0.1, warmup_steps=0)
@@ -59,6 +62,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         # Half a step ahead, so that neither the first nor the last step has a rate of 0.
         rates = optax.join_schedules([rise, fall], [peak])
         return lambda step: (rates(step) + rates(step + 1)) / 2
+    if config.schedule != "step":
+        raise ValueError(f"schedule must be step, onecycle or linear, not '{config.schedule}'")
     decay = {int(at * steps): config.decay_factor for at in config.decay_at}
     schedule = optax.piecewise_constant_schedule(config.learning_rate, decay)
     if not config.warmup_steps:
