@@ -25,11 +25,19 @@ PARTS = {
     "adaptation": adaptation.rows,
     "input": training.input_path,
     "merging": training.merging,
+    "precision": training.precision,
     "scaling": scaling.rows,
     "starts": training.starts,
     "torch": training.beside_torch,
 }
+BY_NETWORK = ("precision", "starts", "torch")  # parts that take some of the networks
 ONLY = flags.DEFINE_multi_enum("only", None, list(PARTS), "A part to run; all if not given.")
+NETWORK = flags.DEFINE_multi_enum(
+    "network",
+    None,
+    list(training.STEPS),
+    "A network of precision, starts and torch; default: all.",
+)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; each side takes one turn in each.", 1)
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
@@ -46,7 +54,8 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: PyTorch is not installed; pip install -e '.[bench]', or give {others}")
     try:
         for part in parts:
-            for row in PARTS[part](ROUNDS.value):
+            chosen = [NETWORK.value] if NETWORK.value and part in BY_NETWORK else []
+            for row in PARTS[part](ROUNDS.value, *chosen):
                 print(format_row(row), "\n", flush=True)
                 rows.append(row)
                 if OUT.value:  # after each row, so that a failure later loses none of them

@@ -23,17 +23,21 @@ class Problem:
       arguments: those of a config file, such as `arch=resnet164`.
       folder: image folder of CIFAR-100's classes to train on; random images if not given.
       streaming: whether that folder's images are read when they are needed.
+      dtype: type in which the networks compute.
     """
 
     variant: str
     arguments: str
     folder: str | None = None
     streaming: bool = False
+    dtype: str = "float32"
 
     def config(self) -> ConfigDict:
         """Return the experiment's config."""
         variant = "separate" if self.variant == "single" else self.variant
-        return experiment.compose(variant, self.arguments)
+        config = experiment.compose(variant, self.arguments)
+        config.dtype = self.dtype
+        return config
 
     def data(self) -> Dataset:
         """Return the folder's images, or random ones of CIFAR-100's number, shape and labels."""

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hiercls_jax.models.branched import Branched, shared_pieces
 from hiercls_jax.models.densenet import BOTTLENECK, DenseNet
+from hiercls_jax.models.fast import LOGIT_SCALE, WHITENED, Fast, copy_patches
 from hiercls_jax.models.resnet import EXPANSION, STAGES, ResNet
 
 
@@ -83,6 +84,56 @@ class Transition(nn.Module):
         return F.avg_pool2d(self.transition_conv(self.transition_norm(x)), 2)
 
 
+class BatchNormSilu(nn.BatchNorm2d):
+    """Batch normalisation followed by SiLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x), inplace=True)
+
+
+class WhiteningStem(nn.Module):
+    """A fixed convolution of patches, a bias and SiLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kernel = np.array(copy_patches()).transpose(3, 2, 0, 1)
+        self.register_buffer("kernel", torch.from_numpy(np.ascontiguousarray(kernel)))
+        self.bias = nn.Parameter(torch.zeros(WHITENED))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(F.conv2d(x, self.kernel, self.bias), inplace=True)
+
+
+class Pair(nn.Module):
+    """Two convolutions with BatchNormSilu, added to their input."""
+
+    def __init__(self, channels: int, inner: int, kernels: tuple[int, int]):
+        super().__init__()
+        self.conv1, self.norm1 = conv(channels, inner, kernels[0]), BatchNormSilu(inner)
+        self.conv2, self.norm2 = conv(inner, channels, kernels[1]), BatchNormSilu(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm2(self.conv2(self.norm1(self.conv1(x))))
+
+
+class GlobalPool(nn.Module):
+    """The maximum plus the mean over positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax((2, 3)) + x.mean((2, 3))
+
+
+class ScaledClassifier(nn.Module):
+    """A linear layer without bias, its logits scaled."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.linear = nn.Linear(channels, classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * LOGIT_SCALE
+
+
 class Classifier(nn.Module):
     """Global average pooling and one linear layer."""
 
@@ -126,6 +177,20 @@ def densenet(family: DenseNet) -> list[tuple[str, nn.Module, int]]:
     return [*pieces, ("norm", BatchNormRelu(channels), channels)]
 
 
+def fast(family: Fast) -> list[tuple[str, nn.Module, int]]:
+    """Return (name, module, output channels) of each piece of a fast network."""
+    pieces: list[tuple[str, nn.Module, int]] = [("stem", WhiteningStem(), WHITENED)]
+    channels = WHITENED
+    for i, (features, inner, kernel, pair_kernels) in enumerate(family.shapes(), 1):
+        first = nn.Conv2d(channels, features, kernel, padding=(kernel - 1) // 2, bias=False)
+        parts = {"conv": first, "pool": nn.MaxPool2d(2), "norm": BatchNormSilu(features)}
+        for j in range(family.pairs):
+            parts[f"pair{j}"] = Pair(features, inner, pair_kernels)
+        pieces.append((f"stage{i}", Chain(parts), features))
+        channels = features
+    return [*pieces, ("pool", GlobalPool(), channels)]
+
+
 class Merged(nn.Module):
     """`hiercls_jax.models.branched.Branched` in PyTorch."""
 
@@ -133,13 +198,14 @@ class Merged(nn.Module):
         super().__init__()
         count = len(network.family.pieces(None))
         shared = shared_pieces(count, network.merge)
-        make = {ResNet: resnet, DenseNet: densenet}[type(network.family)]
+        make = {ResNet: resnet, DenseNet: densenet, Fast: fast}[type(network.family)]
+        classifier = ScaledClassifier if isinstance(network.family, Fast) else Classifier
         self.shared = Chain({name: piece for name, piece, _ in make(network.family)[:shared]})
         self.heads = nn.ModuleDict()
         for level, classes in network.heads:
             pieces = make(network.family)
             parts = {name: piece for name, piece, _ in pieces[shared:]}
-            parts["classifier"] = Classifier(pieces[-1][2], classes)
+            parts["classifier"] = classifier(pieces[-1][2], classes)
             self.heads[level] = Chain(parts)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

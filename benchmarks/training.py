@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,9 @@ STEPS = {  # by network: arguments of its config, and the number of steps in a t
     "ResNet-20, stem stride 2": (SMALL, 10),
     "ResNet-164": ("arch=resnet164", 1),
     "DenseNet-BC-100": ("arch=densenet100", 1),
+    "fast11": ("fast", 1),
 }
+OTHERS = {"fast11": ("merge2",)}  # variants besides single and merge-1
 HUGE_PAGES = {huge_pages.VARIABLE: f"{huge_pages.TUNABLE}=1"}  # as the training command has them
 JAX, TORCH = "benchmarks.jax_step", "benchmarks.torch_step"
 LOSS_TOLERANCE = 1e-5  # relative; float32 sums in another order
@@ -33,10 +35,11 @@ SHORT, OFTEN = 5, 4  # steps in a turn, and factor of rounds, to measure to a hu
 FILES = 10_000  # training images of the image folder
 
 
-def beside_torch(rounds: int) -> Iterator[Row]:
-    """Yield the step of every network, single and merged, beside the same step in PyTorch."""
-    for name, (arguments, steps) in STEPS.items():
-        for variant in ("single", "merge1"):
+def beside_torch(rounds: int, networks: Sequence[str] = tuple(STEPS)) -> Iterator[Row]:
+    """Yield the step of each network, single and merged, beside the same step in PyTorch."""
+    for name in networks:
+        arguments, steps = STEPS[name]
+        for variant in ("single", "merge1", *OTHERS.get(name, ())):
             yield _beside_torch(f"step of {name}, {variant}", variant, arguments, steps, rounds)
 
 
@@ -65,6 +68,21 @@ def _beside_torch(name: str, variant: str, arguments: str, steps: int, rounds: i
     return row.having(images=images, memory=memory)
 
 
+def precision(rounds: int, networks: Sequence[str] = tuple(STEPS)) -> Iterator[Row]:
+    """Yield the step of each network's merge-1, computed in float32 beside bfloat16."""
+    environment = {**HUGE_PAGES, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # two share a GPU
+    for name in networks:
+        arguments, steps = STEPS[name]
+        with contextlib.ExitStack() as stack:
+            sides = {}
+            for dtype in ("float32", "bfloat16"):
+                problem = Problem("merge1", arguments, dtype=dtype)
+                argument = {"problem": asdict(problem), "steps": steps}
+                sides[dtype] = stack.enter_context(Worker(JAX, argument, environment)).ask
+            row = alternate(f"step of {name}, merge1, by type", sides, rounds)
+        yield row.having(images=steps * problem.config().train.batch)
+
+
 def merging(rounds: int) -> Iterator[Row]:
     """Yield one step of each variant: separate networks, and merge-0 to merge-3."""
     with contextlib.ExitStack() as stack:
@@ -84,10 +102,10 @@ def merging(rounds: int) -> Iterator[Row]:
     yield row.having(images=1280, notes=share)
 
 
-def starts(rounds: int) -> Iterator[Row]:
+def starts(rounds: int, networks: Sequence[str] = tuple(STEPS)) -> Iterator[Row]:
     """Yield the time from a process's start to the end of its first step, and to compile it."""
-    for name, (arguments, _) in STEPS.items():
-        problem = asdict(Problem("merge1", arguments))
+    for name in networks:
+        problem = asdict(Problem("merge1", STEPS[name][0]))
         seconds: dict[str, list[float]] = {
             "warm cache": [],
             "empty cache": [],

@@ -6,7 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from hiercls_jax.data.augment import PAD, augment, sample_keys, standardise
+from hiercls_jax.data.augment import (
+    PAD,
+    alternately,
+    augment,
+    resize,
+    sample_keys,
+    standardise,
+)
 
 KEY = jax.random.key(0)
 
@@ -63,6 +70,50 @@ def test_randomness_depends_on_seed_step_and_position_alone():
     ]
     data = np.concatenate([np.asarray(jax.random.key_data(k)) for k in keys])
     assert len(np.unique(data, axis=0)) == 24
+
+
+def test_each_image_is_mirrored_in_every_other_epoch():
+    """Half of the images are mirrored in the first epoch, the others in the next, and so on.
+
+    Which ones depends on the key and the image's index alone.
+    """
+    count = 4000
+    epochs = [np.asarray(alternately(KEY, np.arange(count), epoch)) for epoch in range(3)]
+    np.testing.assert_array_equal(epochs[1], ~epochs[0])
+    np.testing.assert_array_equal(epochs[2], epochs[0])
+    assert abs(epochs[0].sum() - count / 2) < 4 * np.sqrt(count / 4)
+    np.testing.assert_array_equal(alternately(KEY, np.arange(50, 10, -1), 0), epochs[0][50:10:-1])
+    other = np.asarray(alternately(jax.random.key(1), np.arange(count), 0))
+    assert 0.4 < np.mean(other == epochs[0]) < 0.6
+
+
+def test_mirrored_images_are_those_that_were_asked_for():
+    """With `mirrored`, an image is a crop of the mirror image if and only if it says so."""
+    image = np.zeros((16, 16, 1), np.float32)
+    image[4:12, 4:8], image[4:12, 8:12] = 1, 2
+    mirrored = np.arange(60) % 3 == 0
+    keys = sample_keys(KEY, 1, np.arange(60))
+    out = np.asarray(augment(np.broadcast_to(image, (60, 16, 16, 1)), keys, mirrored=mirrored))
+    rows = [row[row > 0] for row in out.sum(axis=(1, 3))]
+    np.testing.assert_array_equal([row[0] > row[-1] for row in rows], mirrored)
+
+
+def test_a_smaller_image_averages_a_larger_one():
+    """The shorter side gets the size; a constant stays; a linear slope keeps its values.
+
+    A chessboard of single pixels becomes gray, as no pixel is left out.
+    """
+    slope = np.broadcast_to(np.arange(24.0)[:, None, None], (24, 32, 3))
+    board = np.broadcast_to((np.indices((24, 32)).sum(0) % 2)[..., None], (24, 32, 3))
+    images = np.stack([np.full((24, 32, 3), 7.0), slope, board]).astype(np.float32)
+    constant, smaller, gray = np.asarray(resize(images, 12))
+    assert constant.shape == (12, 16, 3)
+    np.testing.assert_allclose(constant, 7, rtol=1e-6)
+    inside = slice(1, -1)  # at the border a triangle is cut off
+    np.testing.assert_allclose(
+        smaller[inside, :, 0], np.arange(0.5, 24, 2)[inside, None], rtol=1e-5
+    )
+    np.testing.assert_allclose(gray[inside, inside], 0.5, atol=0.01)
 
 
 def test_standardised_channels_have_mean_0_and_deviation_1():

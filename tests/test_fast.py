@@ -1,23 +1,27 @@
 """The fast family: its size, its stem, its initial values, and its optimizer."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small import Recipe, pmap_first, schedule, split, task
 
 from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.data.augment import standardise
+from hiercls_jax.data.dataset import Split
 from hiercls_jax.errors import UserError
 from hiercls_jax.models import fast, registry
 from hiercls_jax.models.branched import Branched
 from hiercls_jax.models.costs import summarise
 from hiercls_jax.runtime.parallel import AXIS
-from hiercls_jax.training.loop import train
+from hiercls_jax.training.loop import Interrupted, train
 from hiercls_jax.training.loss import level_losses
-from hiercls_jax.training.optimizer import make_optimizer, make_schedule
+from hiercls_jax.training.optimizer import lookahead, make_optimizer, make_schedule
 from hiercls_jax.training.state import create
 from hiercls_jax.training.step import Task, make_train_step
 
@@ -203,7 +207,63 @@ def test_a_run_whitens_by_its_own_training_images(tmp_path):
         np.testing.assert_array_equal(state.batch_stats["shared"]["stem"]["kernel"], wanted)
 
 
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    """With every field of the recipe, a run stopped within an epoch ends as an undisturbed one.
+
+    So it does if the stop is before images grow, and goes on after.
+    """
+    network = Branched(registry.build("fast11", width=0.1), (("coarse", 2), ("fine", 4)), 2, AXIS)
+    recipe = muon(learning_rate=0.1, muon_learning_rate=0.02, lookahead=2)
+    changes = {"smoothing": 0.2, "reflect": True, "parts": 2, "alternate": 3}
+    a_task = dataclasses.replace(task(recipe=recipe, **changes), network=network)
+    data, short = split(24, size=16), schedule(epochs=2, sizes=((13, 0.5),))
+    sizes = [short.size(step, len(data)) for step in range(6)]
+    assert sizes == [13, 13, 13, None, None, None]
+
+    def run(folder):
+        return train("run", a_task, jax.random.key(0), data, None, short, folder)
+
+    undisturbed, _ = run(tmp_path / "a")
+    read, reads = Split.read, []
+
+    def read_and_stop(self, indices):
+        reads.append(indices)
+        if len(reads) in (3, 5):  # constants, then two steps; constants, then a step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, indices)
+
+    monkeypatch.setattr(Split, "read", read_and_stop)
+    stops = []
+    for _ in range(2):
+        with pytest.raises(Interrupted) as stopped:
+            run(tmp_path / "b")
+        stops.append(str(stopped.value))
+    resumed, progress = run(tmp_path / "b")
+    assert progress.step == 6
+    jax.tree.map(np.testing.assert_array_equal, resumed, undisturbed)
+
+
 # The recipe.
+
+
+def test_lookahead_averages_the_parameters():
+    """Every third step and the last end on the average, which the formula says; others on SGD's."""
+    steps, every, rate = 8, 3, 0.1
+    optimizer = lookahead(optax.sgd(rate), every, steps)
+    rng = np.random.default_rng(0)
+    start, grads = rng.normal(size=5), rng.normal(size=(steps, 5))
+    with enable_x64(True):
+        params, state = jnp.asarray(start), optimizer.init(start)
+        wanted = average = start
+        for step, gradient in enumerate(grads, 1):
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            wanted = wanted - rate * gradient
+            if step in (3, 6, 8):
+                kept = 0.95**3 * (step / steps) ** 3
+                wanted = average = kept * average + (1 - kept) * wanted
+            np.testing.assert_allclose(params, wanted, rtol=1e-6)
+            np.testing.assert_allclose(state.average, average, rtol=1e-6)
 
 
 def test_linear_schedule_rises_and_falls():

@@ -161,6 +161,7 @@ def test_prediction_uses_the_running_statistics(dtype):
     assert_close(new.get("batch_stats", stats), stats, dtype)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize(("dtype", "devices"), [("float32", 4), ("float64", 2)], indirect=["dtype"])
 def test_norm_relu_over_devices_equals_one_device(dtype, devices):
     """Spread over devices, values, statistics and gradients are those of the whole batch on one.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small import HIERARCHY, Recipe, pmap_first, schedule, split, task
 
+from hiercls_jax.data.augment import alternately, augment, sample_keys, standardise
 from hiercls_jax.errors import UserError
 from hiercls_jax.runtime import parallel
 from hiercls_jax.training.feed import fed, make_feed
@@ -27,7 +28,8 @@ def batches(count=STEPS, size=8):
     for i in range(count):
         part = slice(i * size, (i + 1) * size)
         positions = np.arange(size, dtype=np.int32)
-        yield {"images": data.images[part], "labels": data.labels[part], "positions": positions}
+        where = {"positions": positions, "indices": positions + 1}
+        yield {"images": data.images[part], "labels": data.labels[part], **where}
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,11 @@ def start():
     """The state at step 0, on the host, of every task here: they differ in nothing it holds."""
     a_task = task()
     return jax.device_get(create(a_task.network, a_task.optimizer, jax.random.key(1), SHAPE))
+
+
+def one_device(*trees):
+    """Give every array the axis of one device."""
+    return [jax.tree.map(lambda x: np.asarray(x)[None], tree) for tree in trees]
 
 
 def run_on(devices: int, a_task, start):
@@ -53,6 +60,7 @@ def runs(start):
     return {devices: run_on(devices, task(), start) for devices in (1, 2, 4)}
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("devices", [2, 4])
 def test_device_count_does_not_change_training(runs, devices):
     """Losses and state after five augmented steps are those of one device.
@@ -72,6 +80,7 @@ def test_device_count_does_not_change_training(runs, devices):
         np.testing.assert_allclose(b, a, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.devices
 def test_replicas_are_identical(runs):
     """Every leaf of the state, batch statistics and momenta included, is the same bits on each
     of four devices."""
@@ -181,6 +190,45 @@ def test_a_step_in_parts_averages_the_gradients_of_its_parts(start):
         pmap_first(make_train_step(task(parts=5)), parallel.AXIS, 1)(
             parallel.replicate(start, 1), parallel.shard(batch, 1)
         )
+
+
+def test_a_step_of_a_size_is_one_on_smaller_images(start):
+    """Images of one colour give the same step whether they are small or are made small."""
+    colours = np.random.default_rng(0).integers(0, 256, (8, 1, 1, 3))
+    (batch,) = batches(1)
+    plain, results = task(augment=False), []
+    for size, pixels in ((None, 6), (6, 8)):
+        images = np.broadcast_to(colours, (8, pixels, pixels, 3)).astype(np.uint8)
+        step = pmap_first(make_train_step(plain, size), parallel.AXIS, 1)
+        results.append(step(*one_device(start, {**batch, "images": images})))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
+
+
+def test_mirror_images_alternate_by_epoch(start):
+    """Step 7 at five steps per epoch is of epoch 1, and mirrors the images of `alternately` there.
+
+    Which ones these are depends on the batch's `indices`.
+    """
+    (batch,) = batches(1)
+    still = task(recipe=Recipe(learning_rate=1e-30), alternate=5)
+    step = pmap_first(make_train_step(still), parallel.AXIS, 1)
+
+    def loss(state_step, mirror=False, shift=0):
+        images = batch["images"][:, :, ::-1] if mirror else batch["images"]
+        at = start.replace(step=np.int32(state_step))
+        changed = {**batch, "images": images, "indices": batch["indices"] + shift}
+        return float(step(*one_device(at, changed))[1]["loss"][0])
+
+    # Crops are drawn anew in every step, and mirroring comes before them.
+    assert loss(7) != loss(7, mirror=True)
+    keys = sample_keys(still.key, 7, batch["positions"])
+    images = standardise(batch["images"], still.mean, still.std)
+    seen = augment(images, keys, mirrored=alternately(still.key, batch["indices"], epoch=1))
+    unaugmented = pmap_first(make_train_step(task(augment=False)), parallel.AXIS, 1)
+    restored = np.asarray(seen) * still.std + still.mean
+    wanted = unaugmented(*one_device(start, {**batch, "images": restored}))[1]["loss"][0]
+    assert loss(7) == pytest.approx(float(wanted), rel=1e-4)
+    assert loss(7, shift=100) != loss(7)
 
 
 def test_mirrored_predictions_are_the_mean_over_both_images(start):

@@ -60,6 +60,7 @@ SOURCES = {
     "embedded": Source("embedded", image_size=32, has_files=False),
     "cifar100": Source("cifar100", image_size=32),
     "folder": Source("folder", needs=("hierarchy", "dir", "image_size"), streams=True),
+    "arrays": Source("arrays", needs=("hierarchy", "dir")),
     "tfds": Source("tfds_source", needs=("hierarchy",), named=True, streams=True),
 }
 _NAMES = {kind: f"{kind}:NAME" if source.named else kind for kind, source in SOURCES.items()}

@@ -60,7 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 ARGUMENTS: dict[str, Callable[[str], Any]] = {
     "arch": str, "dataset": str, "seed": int, "epochs": int, "batch": int, "width": float,
 }  # fmt: skip
-_KINDS = {int: "an integer", float: "a number"}
+_KINDS: dict[Callable[[str], Any], str] = {int: "an integer", float: "a number"}
 # Fields of the optimizer that not every recipe has, with their values then: training/optimizer.py
 # says what they are. A type means that the field is not set.
 _OPTIMIZER: dict[str, Any] = {
@@ -69,7 +69,7 @@ _OPTIMIZER: dict[str, Any] = {
     "lookahead": int,
 }  # fmt: skip
 # Fields that older runs did not record, and the values that these runs used.
-ADDED_LATER = {
+ADDED_LATER: dict[str, Any] = {
     "dtype": "float32",
     "adapt.rule": "kl",
     "data.reflect": False,

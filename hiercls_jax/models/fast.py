@@ -100,15 +100,16 @@ class Stem(nn.Module):
                 "(--config.data.image_size), or choose another arch"
             )
         if self.whiten:
-            kernel = self.variable("batch_stats", "kernel", _copy_patches).value
+            kernel = self.variable("batch_stats", "kernel", copy_patches).value
         else:
-            kernel = self.param("kernel", lambda key: _copy_patches())
+            kernel = self.param("kernel", lambda key: copy_patches())
         bias = self.param("bias", nn.initializers.zeros, (WHITENED,))
         y = conv(x, kernel.astype(x.dtype))
         return nn.silu(y + as_row(bias).astype(x.dtype))
 
 
-def _copy_patches() -> jax.Array:
+def copy_patches() -> jax.Array:
+    """Return the kernel `[2, 2, 3, 24]` that copies a patch's 12 pixels, and their negatives."""
     pixels = jnp.eye(WHITENED // 2)
     return jnp.concatenate([pixels, -pixels], axis=1).reshape(PATCH, PATCH, 3, WHITENED)
 
@@ -211,15 +212,23 @@ class Fast:
 
     def pieces(self, axis_name: str | None) -> tuple[nn.Module, ...]:
         """Return the stem, the three stages and the global pooling, in order."""
-        pairs = (self.depth - 5) // 6
         return (
             Stem(self.whiten, name="stem"),
             *(
-                Stage(self._scaled(shape), pairs, axis_name, name=f"stage{i}")
-                for i, shape in enumerate(SHAPES, 1)
+                Stage(shape, self.pairs, axis_name, name=f"stage{i}")
+                for i, shape in enumerate(self.shapes(), 1)
             ),
             GlobalPool(name="pool"),
         )
+
+    @property
+    def pairs(self) -> int:
+        """The number of pairs in each stage."""
+        return (self.depth - 5) // 6
+
+    def shapes(self) -> tuple[Shape, ...]:
+        """Return the three stages' shapes at this width."""
+        return tuple(self._scaled(shape) for shape in SHAPES)
 
     def with_constants(self, batch_stats: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
         """Return the batch statistics with the whitening kernel of standardised images."""

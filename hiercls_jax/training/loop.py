@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -189,11 +190,17 @@ def _with_request(step: TrainStep) -> TrainStep:
     """Let a step carry each process's request to stop or save, and return the greatest of all.
 
     So every process acts after the same step, whichever of them got the signal.
+
+    The maximum over the devices waits for the loss, although it does not need it. Each device must
+    take part in the same order in all exchanges between devices. XLA sees to that, but on CPUs not
+    for a program that it reads from the compilation cache: with this one independent of those in
+    a loop, two devices waited for each other for ever.
     """
 
     def step_with_request(state: State, batch: dict) -> tuple[State, dict]:
         request = batch.pop("request")
         state, metrics = step(state, batch)
+        request = jnp.where(metrics["loss"] < -1, 0, request)  # a loss is not negative
         return state, {**metrics, "request": lax.pmax(request, parallel.AXIS)}
 
     return step_with_request

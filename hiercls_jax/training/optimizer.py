@@ -172,7 +172,7 @@ def lookahead(
         )
         return updates, LookaheadState(inner, average, step)
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]  # needs params
+    return optax.GradientTransformation(init, update)
 
 
 def renormalise_kernels() -> optax.GradientTransformation:
