@@ -11,6 +11,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
+if [[ " $* " == *" --dry_run "* || " $* " == *" --help "* ]]; then
+  exec "$python" launch/one_gpu.py "$@"
+fi
 needs='import flax, grain, hiercls_jax, jax, ml_collections, optax, orbax.checkpoint, pytest'
 if ! "$python" -c "$needs" 2> /dev/null; then
   python=.one_gpu/bin/python

@@ -14,12 +14,16 @@ from pathlib import Path
 
 import fake_gcloud
 import pytest
+import small
 import yaml
+
+from hiercls_jax.data import arrays
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "launch" / "tpu_pod.sh"
 LOCAL = ROOT / "launch" / "local.sh"
 SLURM = ROOT / "launch" / "slurm.sbatch"
+ONE_GPU = ROOT / "launch" / "one_gpu.sh"
 JOBSET = ROOT / "launch" / "kubernetes" / "jobset.yaml"
 # The fields of jobset.x-k8s.io/v1alpha2, batch/v1 and core/v1 that it uses, by path. An API server
 # refuses other fields, or drops them silently.
@@ -643,3 +647,80 @@ def test_the_command_of_each_pod_is_one_that_the_training_takes(monkeypatch):
         assert (cluster.processes, cluster.process_id) == (job["completions"], index)
         port = container["ports"][0]["containerPort"]
         assert cluster.coordinator == f"hiercls-train-0-0.hiercls:{port}"
+
+
+# One GPU.
+
+
+def one_gpu(*arguments, **variables):
+    """Run the script by this Python."""
+    return subprocess.run(
+        ["bash", str(ONE_GPU), *arguments],
+        env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | variables,
+        cwd="/", capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_one_gpu_s_dry_run_shows_what_each_part_runs(tmp_path):
+    """The commands have the data's folder, and the shares of the minutes; nothing is written."""
+    arrays.write(tmp_path, "train", small.split(8), 10**6)
+    small.HIERARCHY.to_json(tmp_path / "hierarchy.json")
+    shown = one_gpu("--dry_run", "--minutes=10", f"--data={tmp_path}", f"--out={tmp_path / 'out'}")
+    assert (shown.stderr, shown.returncode) == ("", 0)
+    checks, benchmarks, training = shown.stdout.split("# ")[1:]
+    assert checks.startswith("checks: at most 180 s\n")
+    assert "tests/test_layers.py" in checks
+    assert "JAX_PLATFORMS=cuda,cpu" in checks
+    assert "--only=precision" in benchmarks
+    words = shlex.split(training.splitlines()[1])
+    assert words[1:5] == ["-m", "hiercls_jax", "grid", "fast,dataset=arrays"]
+    assert words[-2:] == [
+        f"--config.data.dir={tmp_path}", f"--config.data.hierarchy={tmp_path / 'hierarchy.json'}"
+    ]  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    for wrong, message in (("--minutes=0", "not from 1 to 1440"), ("--data=/none", "no folder")):
+        refused = one_gpu("--dry_run", wrong)
+        assert refused.returncode == 2
+        assert message in refused.stderr.replace("is not a folder", "no folder")
+
+
+@pytest.mark.one_gpu
+def test_one_gpu_s_rehearsal_gives_every_result(tmp_path):
+    """On a CPU in two minutes: checks pass, a step is timed in both types, a network is trained.
+
+    Training is stopped when the time is over; what is finished by then is in the results.
+    """
+    done = one_gpu("--rehearsal", "--minutes=2", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    states = {name: part["state"] for name, part in results["parts"].items()}
+    assert states == {
+        "checks": "finished", "benchmarks": "finished", "training": "stopped when its time was over"
+    }  # fmt: skip
+    assert sum(part["seconds"] for part in results["parts"].values()) < 125
+    assert results["checks"]["tests"] > 5
+    assert results["checks"]["failed"] == []
+    (row,) = results["benchmarks"]["rows"]
+    assert set(row["median"]) == {"float32", "bfloat16"}
+    assert {run["variant"] for run in results["runs"]} >= {"merge2"}
+    assert all(0 < run["test_error"]["tuned"]["fine"] < 1 for run in results["runs"])
+
+
+def test_one_gpu_says_what_failed(tmp_path):
+    """A part that fails is in the results with its status, and the exit status is 1."""
+    code = (
+        "import sys, time, pathlib; sys.path.insert(0, 'launch'); import one_gpu\n"
+        "parts = [one_gpu.Part('checks', ['-c', 'raise SystemExit(3)'], 1.0),\n"
+        "         one_gpu.Part('training', ['-c', 'import time; time.sleep(60)'], 0.02)]\n"
+        f"out = pathlib.Path({str(tmp_path)!r})\n"
+        "raise SystemExit(one_gpu.carry_out(parts, out, time.monotonic() + 60))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "one_gpu: checks: no result, or a failure; see its log" in done.stderr
+    parts = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert parts["checks"]["state"] == "failed with status 3"
+    assert parts["training"]["state"] == "stopped when its time was over"
+    assert parts["training"]["seconds"] < 30

@@ -92,7 +92,7 @@ def _read_split(root: Path, name: str, hierarchy: Hierarchy) -> Split:
 
 def _read_file(file: Path, hierarchy: Hierarchy) -> Split:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
     except KeyError as error:
         raise DataError(f"{file} has no array {error.args[0]}; it needs images, labels") from error
