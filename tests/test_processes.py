@@ -10,6 +10,7 @@ import socket
 import time
 from pathlib import Path
 
+import forked_run
 import jax
 import numpy as np
 import pytest
@@ -35,13 +36,13 @@ SLURM = """for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & tasks+=($!);
            status=0; for task in "${tasks[@]}"; do wait $task || status=$?; done; exit $status"""
 
 
-def launch(images, workdir, shape, *more, prefix=None):
+def launch(images, workdir, shape, *more, prefix=None, forked=True):
     """Start `shape[0]` processes with `shape[1]` devices each."""
     processes, devices = shape
     if prefix is None:
         prefix = [str(LOCAL), str(processes)] if processes > 1 else []
     devices = f"--config.run.cpu_devices={devices}"
-    return start(images, workdir, devices, *more, prefix=prefix)
+    return start(images, workdir, devices, *more, prefix=prefix, forked=forked)
 
 
 def under_slurm() -> list[str]:
@@ -61,7 +62,7 @@ def process_of(workdir, process_id) -> int:
         with contextlib.suppress(OSError):  # it has ended meanwhile
             words = path.read_bytes().decode(errors="replace").split("\0")
             if {f"--config.workdir={workdir}", f"--process_id={process_id}"} <= set(words):
-                return int(path.parent.name)
+                return forked_run.pid_of_run(int(path.parent.name))
     raise AssertionError(f"no process {process_id} in {workdir}")
 
 
@@ -81,21 +82,25 @@ def everything(images, tmp_path_factory):
 
     Slurm's variables start the undisturbed run of two processes, `local.sh` all others. The elastic
     run is stopped by Ctrl-C, then by SIGTERM to one of four processes. Its first and last part read
-    images as they need them, the second holds them. Returns the runs' folders, the output of every
-    start, and the end of the first part.
+    images as they need them, the second holds them. Both runs of two processes start as users' do;
+    the others are forked. Returns the runs' folders, the output of every start, and the end of the
+    first part.
     """
     folders, outputs = {}, {"elastic": []}
     for shape in (ONE, *SHAPES):
         folders[shape] = tmp_path_factory.mktemp("x".join(map(str, shape))) / "run"
         together = ["--distributed"] if shape[0] > 1 else []
         prefix = under_slurm() if together else None
-        status, out = finish(launch(images, folders[shape], shape, *together, prefix=prefix))
+        process = launch(
+            images, folders[shape], shape, *together, prefix=prefix, forked=not together
+        )
+        status, out = finish(process)
         assert status == 0, out
         outputs[shape] = [out]
     folder = folders["elastic"] = tmp_path_factory.mktemp("elastic") / "run"
     streaming = "--config.run.streaming=True"
 
-    process = launch(images, folder, (2, 2), streaming)
+    process = launch(images, folder, (2, 2), streaming, forked=False)
     wait_for_step(process, folder, 3)
     pids = [process_of(folder, i) for i in range(2)]
     process.send_signal(signal.SIGINT)
