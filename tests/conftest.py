@@ -47,3 +47,12 @@ hypothesis.settings.load_profile("repeatable")
 def pytest_xdist_auto_num_workers() -> int:
     """Let `-n auto` start two workers, because each has four devices already."""
     return 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give all tests of a file to one worker, because they share compiled programs and runs."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # files in alphabetical order
+    return LoadFileScheduling(config, log)
