@@ -8,13 +8,18 @@ from pathlib import Path
 # read when NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Most programs of the tests run once: optimising them would take longer than all else. Their values
-# can differ in the last bit. `XLA_FLAGS= pytest …` optimises, as .ci/run does for the numerics.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
 import hypothesis
 import jax
 import pytest
+
+# Most programs of the tests run once: optimising them would take longer than all else, and XLA's
+# older code generator, which its newest versions lack, takes half as long as the other. Values can
+# differ in the last bit. `XLA_FLAGS= pytest …` compiles as for users, as .ci/run does for the
+# numerics. JAX reads the variable when it compiles its first program.
+FLAGS = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ < (0, 11):
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiercls_jax" / "jax"
 
@@ -42,3 +47,12 @@ hypothesis.settings.load_profile("repeatable")
 def pytest_xdist_auto_num_workers() -> int:
     """Let `-n auto` start two workers, because each has four devices already."""
     return 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give all tests of a file to one worker, because they share compiled programs and runs."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # files in alphabetical order
+    return LoadFileScheduling(config, log)

@@ -42,8 +42,9 @@ def names(folder) -> list[str]:
 
 
 def test_what_is_saved_is_restored(tmp_path):
-    """State and progress come back with the same structure, dtypes and bits."""
+    """State and progress come back, the same to the bit, and a checkpoint has no other files."""
     put(tmp_path, 7, 0.5)
+    assert names(tmp_path / "step_00000007") == ["arrays", "manifest.json", "meta.json"]
     found, how_far = restore(tmp_path, state(0))
     assert how_far == progress(7, 0.5)
     assert jax.tree.structure(found) == jax.tree.structure(state(7))

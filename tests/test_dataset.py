@@ -28,7 +28,7 @@ def indices(split: Split) -> list[int]:
     st.randoms(use_true_random=False),
 )
 def test_hold_out_is_a_stratified_partition(sizes, fraction, seed, random):
-    """Every image is on one side, once and in order; of each class the fraction, at least one."""
+    """Every image is in one part, once, in order; each class loses the fraction, at least one."""
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
     random.shuffle(labels)
     train = numbered(labels)
@@ -42,7 +42,7 @@ def test_hold_out_is_a_stratified_partition(sizes, fraction, seed, random):
 
 
 def test_what_is_held_out_is_a_function_of_the_seed():
-    """The same seed holds out the same images, another one others, and not the first of each."""
+    """A seed always holds out the same images, another seed others, and not the first ones."""
     train = numbered(np.arange(200) % 4)
     held = [indices(hold_out(train, 0.1, seed)[1]) for seed in (0, 0, 1)]
     assert held[0] == held[1] != held[2]
@@ -50,7 +50,7 @@ def test_what_is_held_out_is_a_function_of_the_seed():
 
 
 def test_too_few_images_to_hold_out():
-    """A class that would lose all its images is named."""
+    """The error names a class that would lose all its images."""
     with pytest.raises(DataError, match="class 2 has 1 training images.*data.final=True"):
         hold_out(numbered([0, 0, 1, 1, 2]), 0.1, 0)
     with pytest.raises(DataError, match="class 0 has 3 training images.*hold out 3.*lower"):
@@ -58,7 +58,7 @@ def test_too_few_images_to_hold_out():
 
 
 def test_channel_statistics_are_those_of_the_training_images():
-    """Mean and deviation of each channel over all training pixels, as NumPy has them in float64."""
+    """They are NumPy's mean and deviation of each channel over all training pixels, in float64."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, [[[[20, 130, 256]]]], (50, 6, 5, 3), np.uint8)
     train, test = Split(images, np.zeros(50, np.int32)), numbered([0])
@@ -69,7 +69,7 @@ def test_channel_statistics_are_those_of_the_training_images():
 
 
 def test_a_channel_of_one_value_can_be_standardised():
-    """Where every pixel is the same the deviation is 1, not 0."""
+    """If all pixels have the same value, the deviation is 1 instead of 0."""
     train = Split(np.full((4, 2, 2, 3), 255, np.uint8), np.zeros(4, np.int32))
     mean, std = Dataset("grey", HIERARCHY, train, None, train).channel_statistics()
     assert (mean.tolist(), std.tolist()) == ([255.0] * 3, [1.0] * 3)

@@ -26,14 +26,14 @@ def networks():
 
 @pytest.mark.parametrize(("count", "size"), [(5, 1), (5, 2), (5, 4), (5, 5), (3, 4)])
 def test_every_set_is_there_once(count, size):
-    """There are (count choose size) sets, each of different instances."""
+    """There are (count choose size) different sets, and none has an instance twice."""
     sets = ensembles.members(count, size)
     assert len(sets) == len({frozenset(s) for s in sets}) == math.comb(count, size)
     assert all(len(set(s)) == size for s in sets)
 
 
 def test_the_coarse_level_is_the_same_in_both_orders(networks):
-    """In both, coarse scores agree to float32 rounding; fine ones do not."""
+    """To adapt after averaging, not before, changes fine scores, and coarse ones by rounding."""
     before = ensembles.scores(ensembles.average(networks), CIFAR)
     after = ensembles.average_scores([ensembles.scores(n, CIFAR) for n in networks])
     np.testing.assert_allclose(before.target[0], after.target[0], atol=2e-7)
@@ -49,7 +49,7 @@ def test_an_ensemble_of_copies_is_the_network(networks):
 
 
 def test_an_image_is_right_at_the_alphas_whose_argmax_is_its_label(networks):
-    """Compared with the argmax of scores in float64, at every alpha of the grid."""
+    """Intervals agree with the argmax of float64 scores at every alpha of the grid."""
     scores = ensembles.scores(networks[0], CIFAR)
     right = ensembles.right_alphas(scores, ALPHAS)
     for level in range(2):
@@ -64,7 +64,7 @@ def test_an_image_is_right_at_the_alphas_whose_argmax_is_its_label(networks):
 
 
 def test_a_sample_that_is_never_right_has_no_alphas():
-    """If its interval is empty, or lies between two alphas of the grid, it is (0, 0)."""
+    """An interval that is empty, or lies between two alphas of the grid, becomes (0, 0)."""
     original = np.float32([[0.2, 0.8, 0], [0.4, 0.6, 0]])
     target = np.float32([[0.2, 0.8, 0], [0.39, 0, 0.61]])
     scores = Scores([original], [target], [np.array([0, 0])])
@@ -72,7 +72,7 @@ def test_a_sample_that_is_never_right_has_no_alphas():
 
 
 def test_counts_follow_from_the_intervals():
-    """They equal a count image by image and alpha by alpha, for any leading axes."""
+    """Counts equal those made image by image and alpha by alpha, for any leading axes."""
     rng = np.random.default_rng(3)
     right = np.sort(rng.integers(0, 8, size=(2, 3, 40, 2)), axis=-1)
     columns = np.arange(7)
@@ -81,7 +81,7 @@ def test_counts_follow_from_the_intervals():
 
 
 def test_calibration_fits_validation_and_keeps_the_order_of_classes(networks):
-    """Each level's likelihood on validation rises, and no prediction changes."""
+    """Calibration raises each level's likelihood on validation and changes no prediction."""
     (calibrated,) = ensembles.calibrate(networks[0], [networks[0]])
     for level, p in networks[0].probs.items():
         labels = networks[0].labels[level]
@@ -102,7 +102,7 @@ def test_alpha_is_the_exact_choice_to_two_decimals():
 
 
 def test_three_levels():
-    """Scores and counts have all levels of the hierarchy, up to its own largest alpha."""
+    """Scores and counts cover all levels, up to the largest alpha of the hierarchy."""
     tree = Hierarchy(
         ("a", "b", "c"),
         (("x", "y"), ("p", "q", "r"), ("1", "2", "3", "4")),

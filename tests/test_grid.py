@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import forked_run
 import pytest
 import small
 
@@ -354,9 +355,8 @@ def test_real_runs_of_a_grid_finish(tmp_path, monkeypatch, capsys):
     (images / "tree.csv").write_text(
         "class,parent\nblack,dark\ngrey,dark\nsilver,light\nwhite,light\n"
     )
-    monkeypatch.setattr(grid, "PROGRAM", (str(Path(__file__).parent / "small_run.py"),))
-    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    monkeypatch.setenv("PYTHONPATH", paths)
+    monkeypatch.setattr(grid, "PROGRAM", (forked_run.__file__,))
+    monkeypatch.setenv(forked_run.VARIABLE, forked_run.server())
     status = command.main([
         "grid", f"--config={CONFIG}:arch=toy4,dataset=folder,epochs=1,batch=8",
         f"--config.folder={tmp_path / 'runs'}", "--config.variants=('merge1',)",

@@ -1,4 +1,4 @@
-"""Blocks of samples against all samples at once."""
+"""Functions compute in blocks of samples what they would compute of all samples at once."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from hiercls_jax.adaptation.layout import BLOCK, classes_first
 
 @classes_first
 def group_sums(levels, s):
-    """Twice the group sums of the second level, and it itself with its sample's number added."""
+    """Return twice the group sums of the second level, and the second level plus the first."""
     number, x = levels
     return 2 * jax.ops.segment_sum(x, s, 3), x + number
 
@@ -19,7 +19,7 @@ S = np.array([0, 1, 2, 0])
 
 
 def plain(number, x):
-    """The same in NumPy, classes last."""
+    """Return `group_sums` by NumPy."""
     sums = np.stack([x[..., group == S].sum(-1) for group in range(3)], -1)
     return 2 * sums, x + number
 
@@ -30,7 +30,7 @@ def plain(number, x):
     ids=str,
 )
 def test_blocks_change_nothing(lead):
-    """Fewer samples than a block, whole blocks, blocks and a rest, and any leading axes."""
+    """NumPy gives the same, for part of a block, whole blocks, both, and any leading axes."""
     rng = np.random.default_rng(0)
     number = np.arange(np.prod(lead, dtype=int), dtype=np.float32).reshape(*lead, 1)
     x = rng.integers(100, size=(*lead, 4)).astype(np.float32)  # sums of these are exact
@@ -39,14 +39,14 @@ def test_blocks_change_nothing(lead):
 
 
 def test_leading_axes_broadcast():
-    """A number for each of 5 rows, images in another axis, and the like."""
+    """Leading axes that differ are broadcast: 5 numbers and 700 samples give 5 x 700 results."""
     number, x = np.arange(5.0, dtype=np.float32).reshape(5, 1, 1), np.ones((700, 4), np.float32)
     for found, wanted in zip(group_sums((number, x), S), plain(number, x), strict=True):
         np.testing.assert_array_equal(found, np.broadcast_to(wanted, (5, 700, found.shape[-1])))
 
 
 def test_gradient_and_vmap_through_blocks():
-    """Derivatives with respect to every sample, one by one under vmap, and all at once, agree."""
+    """The gradient is that of the formula, and under vmap the result scales with the input."""
     x = np.random.default_rng(0).random((1009, 4), np.float32)
     number = np.zeros((1009, 1), np.float32)
 

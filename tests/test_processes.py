@@ -8,8 +8,10 @@ import re
 import signal
 import socket
 import time
+from functools import cache
 from pathlib import Path
 
+import forked_run
 import jax
 import numpy as np
 import pytest
@@ -35,13 +37,13 @@ SLURM = """for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & tasks+=($!);
            status=0; for task in "${tasks[@]}"; do wait $task || status=$?; done; exit $status"""
 
 
-def launch(images, workdir, shape, *more, prefix=None):
+def launch(images, workdir, shape, *more, prefix=None, forked=True):
     """Start `shape[0]` processes with `shape[1]` devices each."""
     processes, devices = shape
     if prefix is None:
         prefix = [str(LOCAL), str(processes)] if processes > 1 else []
     devices = f"--config.run.cpu_devices={devices}"
-    return start(images, workdir, devices, *more, prefix=prefix)
+    return start(images, workdir, devices, *more, prefix=prefix, forked=forked)
 
 
 def under_slurm() -> list[str]:
@@ -61,8 +63,16 @@ def process_of(workdir, process_id) -> int:
         with contextlib.suppress(OSError):  # it has ended meanwhile
             words = path.read_bytes().decode(errors="replace").split("\0")
             if {f"--config.workdir={workdir}", f"--process_id={process_id}"} <= set(words):
-                return int(path.parent.name)
+                return forked_run.pid_of_run(int(path.parent.name))
     raise AssertionError(f"no process {process_id} in {workdir}")
+
+
+@dataclasses.dataclass
+class Run:
+    """The workdir of a run that was started until its end, and what each start printed."""
+
+    folder: Path
+    outputs: list[str]
 
 
 @dataclasses.dataclass
@@ -76,57 +86,58 @@ class CtrlC:
 
 
 @pytest.fixture(scope="module")
-def everything(images, tmp_path_factory):
-    """Return undisturbed runs by shape, and one that is stopped twice and resumed in other shapes.
+def runs(images, tmp_path_factory, request):
+    """Return `runs(name)`, the `Run` of a shape or of "elastic", which is made when it is needed.
 
-    Slurm's variables start the undisturbed run of two processes, `local.sh` all others. The elastic
-    run is stopped by Ctrl-C, then by SIGTERM to one of four processes. Its first and last part read
-    images as they need them, the second holds them. Returns the runs' folders, the output of every
-    start, and the end of the first part.
+    Slurm's variables start the undisturbed run of two processes, `local.sh` all others. Runs of two
+    processes start as users' do; the others are forked.
     """
-    folders, outputs = {}, {"elastic": []}
-    for shape in (ONE, *SHAPES):
-        folders[shape] = tmp_path_factory.mktemp("x".join(map(str, shape))) / "run"
-        together = ["--distributed"] if shape[0] > 1 else []
-        prefix = under_slurm() if together else None
-        status, out = finish(launch(images, folders[shape], shape, *together, prefix=prefix))
-        assert status == 0, out
-        outputs[shape] = [out]
-    folder = folders["elastic"] = tmp_path_factory.mktemp("elastic") / "run"
-    streaming = "--config.run.streaming=True"
 
-    process = launch(images, folder, (2, 2), streaming)
+    @cache
+    def of(name) -> Run:
+        if name == "elastic":
+            return request.getfixturevalue("elastic")[0]
+        folder = tmp_path_factory.mktemp("x".join(map(str, name))) / "run"
+        if name[0] == 1:
+            process = launch(images, folder, name)
+        else:
+            prefix = under_slurm()
+            process = launch(images, folder, name, "--distributed", prefix=prefix, forked=False)
+        status, out = finish(process)
+        assert status == 0, out
+        return Run(folder, [out])
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def elastic(images, tmp_path_factory):
+    """Return a `Run` that is stopped twice and resumed in other shapes, and its `CtrlC`.
+
+    It is stopped by Ctrl-C, then by SIGTERM to one of four processes. Its first and last part read
+    images as they need them, the second holds them.
+    """
+    folder, streaming = tmp_path_factory.mktemp("elastic") / "run", "--config.run.streaming=True"
+
+    process = launch(images, folder, (2, 2), streaming, forked=False)
     wait_for_step(process, folder, 3)
     pids = [process_of(folder, i) for i in range(2)]
     process.send_signal(signal.SIGINT)
     status, out = finish(process)
     left = [pid for pid in pids if Path("/proc", str(pid)).exists()]
     ctrl_c = CtrlC(status, out, left, max(saved_steps(folder)))
-    outputs["elastic"].append(out)
+    outputs = [out]
 
     process = launch(images, folder, (4, 1))
     wait_for_step(process, folder, ctrl_c.saved + 1)
     os.kill(process_of(folder, 3), signal.SIGTERM)  # one of them is told, all of them stop
     status, out = finish(process)
     assert status == 143, out
-    outputs["elastic"].append(out)
+    outputs.append(out)
 
     status, out = finish(launch(images, folder, ONE, streaming))
     assert status == 0, out
-    outputs["elastic"].append(out)
-    return folders, outputs, ctrl_c
-
-
-@pytest.fixture(scope="module")
-def runs_and_outputs(everything):
-    """The runs' folders, and the output of every start."""
-    return everything[:2]
-
-
-@pytest.fixture(scope="module")
-def runs(runs_and_outputs):
-    """The folders of the runs alone."""
-    return runs_and_outputs[0]
+    return Run(folder, [*outputs, out]), ctrl_c
 
 
 @pytest.mark.parametrize("run", [*SHAPES, "elastic"], ids=str)
@@ -136,10 +147,10 @@ def test_shape_does_not_change_training(runs, run):
     Only the order of float32 sums differs: 1e-6 a step, which 18 steps enlarge through the
     statistics of batches of 8 images, and a higher learning rate would enlarge further.
     """
-    one, many = final_state(runs[ONE]), final_state(runs[run])
+    one, many = final_state(runs(ONE).folder), final_state(runs(run).folder)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=2e-2, atol=2e-3)
-    records_one, records_many = records(runs[ONE]), records(runs[run])
+    records_one, records_many = records(runs(ONE).folder), records(runs(run).folder)
     assert [(r["step"], r["split"]) for r in records_many] == [
         (r["step"], r["split"]) for r in records_one
     ]
@@ -153,8 +164,8 @@ def test_shape_does_not_change_training(runs, run):
 def test_shape_does_not_change_predictions(runs, run):
     """Every image is predicted once, in order, whichever process predicts it."""
     with (
-        np.load(runs[ONE] / "predictions.npz", allow_pickle=False) as one,
-        np.load(runs[run] / "predictions.npz", allow_pickle=False) as many,
+        np.load(runs(ONE).folder / "predictions.npz", allow_pickle=False) as one,
+        np.load(runs(run).folder / "predictions.npz", allow_pickle=False) as many,
     ):
         assert one.files == many.files
         for name in one.files:
@@ -162,14 +173,14 @@ def test_shape_does_not_change_predictions(runs, run):
                 np.testing.assert_array_equal(many[name], one[name])
             else:
                 np.testing.assert_allclose(many[name], one[name], atol=5e-3)
-    results = json.loads((runs[run] / "results.json").read_text())
+    results = json.loads((runs(run).folder / "results.json").read_text())
     assert results["steps"] == {"merge1": STEPS}
 
 
 @pytest.mark.parametrize("run", [ONE, *SHAPES, "elastic"], ids=str)
-def test_the_first_process_alone_writes_and_talks(runs_and_outputs, run):
+def test_the_first_process_alone_writes_and_talks(runs, run):
     """One report when a run ends, one TensorBoard file for each start, each record printed once."""
-    folder, outputs = (some[run] for some in runs_and_outputs)
+    folder, outputs = dataclasses.astuple(runs(run))
     assert [out.count("wrote to ") for out in outputs] == [0] * (len(outputs) - 1) + [1]
     assert [out.count("; workdir ") for out in outputs] == [1] * len(outputs)
     assert len(list(folder.glob("**/events.out.tfevents.*"))) == len(outputs)
@@ -178,9 +189,9 @@ def test_the_first_process_alone_writes_and_talks(runs_and_outputs, run):
         assert len(told) == len(set(told))
 
 
-def test_ctrl_c_ends_all_processes_and_saves(everything):
+def test_ctrl_c_ends_all_processes_and_saves(elastic):
     """SIGINT to local.sh ends each process after the same step, saved; nothing is left running."""
-    ctrl_c = everything[2]
+    ctrl_c = elastic[1]
     assert ctrl_c.status == 130, ctrl_c.output
     assert not ctrl_c.left
     stops = set(re.findall(r"stopped by SIGINT after step (\d+); saved", ctrl_c.output))
@@ -225,9 +236,8 @@ def test_a_process_that_answers_no_more_ends_the_others(images, tmp_path, frozen
     assert "another task died" in out
 
 
-def test_slurm_says_who_trains_with_whom(runs_and_outputs):
+def test_slurm_says_who_trains_with_whom(runs):
     """Slurm's variables for each task suffice for `--distributed`: two train together."""
-    folders, outputs = runs_and_outputs
-    (out,) = outputs[2, 2]
+    (out,) = runs((2, 2)).outputs
     assert out.count("4 x cpu in 2 processes; workdir") == 1
-    assert (folders[2, 2] / "results.json").exists()
+    assert (runs((2, 2)).folder / "results.json").exists()

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked_run
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -47,17 +48,18 @@ def arguments(images, workdir, *more) -> list[str]:
     ]  # fmt: skip
 
 
-def start(images, workdir, *more, prefix=(), draws="no", **variables):
-    """Start a run as a process of its own."""
+def start(images, workdir, *more, prefix=(), draws="no", forked=True):
+    """Start a run as a process of its own; if it is not forked, by an interpreter of its own."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
         "XDG_CACHE_HOME": str(images / "cache"),
         "SMALL_RUN_DRAWS": draws,
-        **variables,
+        forked_run.VARIABLE: forked_run.server(),
     }
+    program = "forked_run.py" if forked else "small_run.py"
     return subprocess.Popen(
-        [*prefix, sys.executable, str(HERE / "small_run.py"), *arguments(images, workdir, *more)],
+        [*prefix, sys.executable, str(HERE / program), *arguments(images, workdir, *more)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
     )  # fmt: skip
 
@@ -114,7 +116,7 @@ def records(workdir) -> list[dict]:
 def runs(images, tmp_path_factory):
     """One run left alone; one killed at two steps, stopped at a third, and then left alone."""
     whole = tmp_path_factory.mktemp("whole") / "run"
-    status, out = finish(start(images, whole, draws="yes"))
+    status, out = finish(start(images, whole, draws="yes", forked=False))
     assert status == 0, out
     broken = tmp_path_factory.mktemp("broken") / "run"
     rng = np.random.default_rng(time.time_ns())  # other steps in every run of this test

@@ -107,8 +107,16 @@ def test_gradients_are_finite(name, tree):
 
 @pytest.mark.parametrize(("name", "tree"), CASES)
 def test_interpolation_up_to_the_largest_alpha(name, tree):
-    """Up to each rule's largest alpha (1-α) P + α target is not negative before it is clamped."""
+    """Up to each rule's largest alpha (1-α) P + α target is not negative before it is clamped.
+
+    In the first sample each level is sure of a class that the level above excludes.
+    """
     levels = random_levels(tree, 5, wide=True)
+    sure = 0
+    levels[0][0] = np.eye(tree.sizes[0])[sure]
+    for p, s in zip(levels[1:], tree.parents, strict=True):
+        sure = np.flatnonzero(s != sure)[0]
+        p[0] = np.eye(p.shape[1])[sure]
     target = RULES[name].target(levels, tree)
     largest = RULES[name].largest_alpha(tree)
     assert len(largest) == tree.num_levels
@@ -122,14 +130,18 @@ def test_interpolation_up_to_the_largest_alpha(name, tree):
 
 @pytest.mark.parametrize(("name", "tree"), CASES)
 def test_adjust_is_interpolation_to_the_target(name, tree):
-    """`adjust` goes from the levels at α = 0 to the target at α = 1, and rejects α out of range."""
+    """`adjust` goes from the levels at α = 0 to the target at α = 1, and rejects α out of range.
+
+    By rules that take weights, to the target of these weights.
+    """
     levels, rule = random_levels(tree, 13), RULES[name]
-    target, largest = rule.target(levels, tree), rule.largest_alpha(tree)
+    weights = [1, 2, 3][: tree.num_levels] if rule.takes_weights else None
+    target, largest = rule.target(levels, tree, weights), rule.largest_alpha(tree, weights)
     halfway = [(p + np.asarray(t)) / 2 for p, t in zip(levels, target, strict=True)]
     for alpha, wanted in ((0, levels), (0.5, halfway), (1, target)):
-        assert_close(rule.adjust(levels, tree, alpha), wanted, atol=SUM)
+        assert_close(rule.adjust(levels, tree, alpha, weights), wanted, atol=SUM)
     with pytest.raises(ValueError, match="alpha of level 0 must lie in"):
-        rule.adjust(levels, tree, largest[0] + 0.01)
+        rule.adjust(levels, tree, largest[0] + 0.01, weights)
 
 
 def test_kl_is_adjust_tree():

@@ -6,13 +6,13 @@ import numpy as np
 
 from hiercls_jax import Hierarchy
 
-SIZES = (3, 4, 6, 5)  # classes of each level of a drawn tree: one compilation for all of them
+SIZES = (3, 4, 6, 5)  # classes of each level of a drawn tree; all drawn trees share a compilation
 N = 3  # samples
 SCALES = [0, 1e-38, 1.2e-38, 1e-30, 1e-19, 1e-7, 1]
 
 
 def make(parents, sizes=None) -> Hierarchy:
-    """A hierarchy with these parents, childless classes allowed, and made-up names."""
+    """Return a hierarchy with these parents and made-up names; classes may be childless."""
     sizes = sizes or [max(parents[0]) + 1, *map(len, parents)]
     names = [[f"{level}.{i}" for i in range(n)] for level, n in enumerate(sizes)]
     return Hierarchy([f"level{i}" for i in range(len(sizes))], names, parents, ragged=True)
@@ -31,7 +31,7 @@ def trees(draw, sizes=SIZES, ragged=True):
 
 
 def draw_tree(rng, depth, ragged=True) -> Hierarchy:
-    """A random tree: of 2 to 4 classes at the first level, some more at every level below."""
+    """Return a random tree: 2 to 4 classes at the first level, 1 to 3 more at each level below."""
     sizes = [int(rng.integers(2, 5))]
     for _ in range(depth - 1):
         sizes.append(sizes[-1] + int(rng.integers(1, 4)))
@@ -43,14 +43,14 @@ def draw_tree(rng, depth, ragged=True) -> Hierarchy:
 
 
 def assert_close(actual, wanted, rtol=0.0, atol=0.0):
-    """All levels agree, in number, shapes and values."""
+    """Assert that levels agree in number, shapes and values."""
     for a, w in zip(actual, wanted, strict=True):
         assert np.shape(a) == np.shape(w)
         np.testing.assert_allclose(np.asarray(a, float), np.asarray(w, float), rtol, atol)
 
 
 def is_leaf(tree) -> list[np.ndarray]:
-    """Which classes of each level have no children, by a search."""
+    """Return bool `[N_l]` for each level: which classes have no children."""
     return [
         np.array([level == tree.num_levels - 1 or i not in tree.parents[level] for i in range(n)])
         for level, n in enumerate(tree.sizes)
@@ -80,7 +80,7 @@ def to_marginals(raw, tree):
 
 
 def coherent(tree, leaf_levels):
-    """The coherent levels whose leaves have the masses they have in `leaf_levels`, in float64."""
+    """Return float64 levels: leaves keep their masses, other classes have their children's sum."""
     levels = [np.array(p, float) for p in leaf_levels]
     for level in reversed(range(tree.num_levels - 1)):
         for i in np.flatnonzero(~is_leaf(tree)[level]):
@@ -89,7 +89,7 @@ def coherent(tree, leaf_levels):
 
 
 def padded(levels, tree):
-    """The full tree of a ragged one, its own classes first at every level, and its levels."""
+    """Return levels and tree with each leaf repeated below it, after the classes that are there."""
     leaf, levels, parents = is_leaf(tree), list(levels), list(tree.parents)
     childless = np.flatnonzero(leaf[0])
     for i in range(tree.num_levels - 1):
@@ -101,7 +101,7 @@ def padded(levels, tree):
 
 
 def closed_form(levels, tree, alphas, weights=None, number=float, smallest=0):
-    """Σ_l w_l KL(P_l ‖ p_l) minimised by the two passes, class by class, and interpolated.
+    """Return (1-α) P + α p; two passes, class by class, find the p of least Σ_l w_l KL(P_l ‖ p_l).
 
     Args:
       levels: L arrays `[N, N_l]`.

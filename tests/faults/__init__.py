@@ -3,9 +3,13 @@
 python -m tests.faults --out=results/faults.md
 """
 
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(1, str(Path(__file__).parents[1]))  # `small` and `small_run`, as in other tests
+# NumPy would start threads when it is imported, and a process with threads cannot be forked.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+sys.path.insert(1, str(Path(__file__).parents[1]))  # modules of other tests
 
 MEMORY = 3 * 2**28  # bytes by which a process that reads may grow

@@ -9,10 +9,8 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import small
+from forked_run import fork
 from small_run import draw_nothing, train  # registers the toy family
 
 # The command imports this only when it needs it.
@@ -132,11 +131,8 @@ def _command(images: Path, fault: Callable, arguments: list[str]) -> None:
 
 def _forked(output: int, command: Callable) -> int:
     """Fork a process that runs `command()`, prints into `output`, and ends as a program does."""
-    assert threading.active_count() == 1
     sys.stdout.flush()
-    with warnings.catch_warnings():  # JAX warns of forks because of its threads
-        warnings.simplefilter("ignore")
-        pid = os.fork()
+    pid = fork()
     if pid:
         return pid
     status = 0
