@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from benchmarks.problem import Problem
 from benchmarks.timing import Row, alternate
-from benchmarks.training import HUGE_PAGES, JAX
+from benchmarks.training import JAX, MALLOC
 from benchmarks.turns import Worker
 from hiercls_jax.models.branched import Branched
 from hiercls_jax.models.layers import BatchNormRelu
@@ -92,7 +92,7 @@ class Group:
                     "cores": cores()[:processes],
                     "cluster": [coordinator, processes, i] if processes > 1 else None,
                 },
-                HUGE_PAGES,
+                MALLOC,
             )
             for i in range(processes)
         ]

@@ -17,7 +17,7 @@ from hiercls_jax import experiment
 from hiercls_jax.data import cifar100 as cifar100_source
 from hiercls_jax.hierarchy import cifar100
 from hiercls_jax.models.costs import merge_summaries, summarise
-from hiercls_jax.runtime import huge_pages
+from hiercls_jax.runtime import malloc
 
 SMALL = "cpu,batch=128"  # the preset for a CPU: ResNet-20 with a stem of stride 2
 STEPS = {  # by network: arguments of its config, and the number of steps in a turn
@@ -27,7 +27,7 @@ STEPS = {  # by network: arguments of its config, and the number of steps in a t
     "fast11": ("fast", 1),
 }
 OTHERS = {"fast11": ("merge2",)}  # variants besides single and merge-1
-HUGE_PAGES = {huge_pages.VARIABLE: f"{huge_pages.TUNABLE}=1"}  # as the training command has them
+MALLOC = malloc.variables(malloc.HUGE_PAGES, malloc.KEEP)  # as the training command does
 JAX, TORCH = "benchmarks.jax_step", "benchmarks.torch_step"
 LOSS_TOLERANCE = 1e-5  # relative; float32 sums in another order
 FED = 20  # steps in a turn that reads its images
@@ -53,7 +53,7 @@ def _beside_torch(name: str, variant: str, arguments: str, steps: int, rounds: i
         }
         workers = {}
         for side, module in (("hiercls_jax", JAX), ("PyTorch, channels last", TORCH)):
-            workers[side] = stack.enter_context(Worker(module, argument, HUGE_PAGES))
+            workers[side] = stack.enter_context(Worker(module, argument, MALLOC))
             workers[side].ask("parameters")  # the first writes the weights that the second reads
         ours, theirs = workers.values()
         assert ours.ask("parameters") == theirs.ask("parameters")
@@ -70,7 +70,7 @@ def _beside_torch(name: str, variant: str, arguments: str, steps: int, rounds: i
 
 def precision(rounds: int, networks: Sequence[str] = tuple(STEPS)) -> Iterator[Row]:
     """Yield the step of each network's merge-1, computed in float32 beside bfloat16."""
-    environment = {**HUGE_PAGES, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # two share a GPU
+    environment = {**MALLOC, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # two share a GPU
     for name in networks:
         arguments, steps = STEPS[name]
         with contextlib.ExitStack() as stack:
@@ -90,7 +90,7 @@ def merging(rounds: int) -> Iterator[Row]:
         for variant in ("separate", "merge0", "merge1", "merge2", "merge3"):
             problem = Problem(variant, SMALL)
             argument = {"problem": asdict(problem), "steps": 10}
-            workers[variant] = stack.enter_context(Worker(JAX, argument, HUGE_PAGES))
+            workers[variant] = stack.enter_context(Worker(JAX, argument, MALLOC))
             counts = merge_summaries(
                 summarise(network, (32, 32, 3))
                 for network in experiment.architectures(problem.config(), cifar100()).values()
@@ -116,10 +116,10 @@ def starts(rounds: int, networks: Sequence[str] = tuple(STEPS)) -> Iterator[Row]
                 argument = {"problem": problem, "steps": 1, "cache": cache}
                 for side in ("empty cache", "warm cache"):
                     began = time.perf_counter()
-                    with Worker(JAX, argument, HUGE_PAGES) as worker:
+                    with Worker(JAX, argument, MALLOC) as worker:
                         worker.ask("turn")
                         seconds[side].append(time.perf_counter() - began)
-            with Worker(JAX, {"problem": problem, "steps": 1}, HUGE_PAGES) as worker:
+            with Worker(JAX, {"problem": problem, "steps": 1}, MALLOC) as worker:
                 seconds["compiling the step"].append(worker.ask("compile"))
         yield Row(f"start to first step of {name}, merge1", seconds)
 
@@ -132,7 +132,7 @@ def input_path(rounds: int) -> Iterator[Row]:
 
 def _looked_up(rounds: int) -> Row:
     argument = {"problem": asdict(Problem("merge1", SMALL)), "steps": SHORT}
-    with Worker(JAX, argument, HUGE_PAGES) as worker:
+    with Worker(JAX, argument, MALLOC) as worker:
         sides = {"every batch looked up": lambda: worker.ask("fed"), "one batch": worker.ask}
         row = alternate("input path, ResNet-20, stem stride 2, merge1", sides, OFTEN * rounds)
     return row.having(images=128 * SHORT)
@@ -141,7 +141,7 @@ def _looked_up(rounds: int) -> Row:
 def _streamed(rounds: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = _image_folder(Path(place) / "images")
-        environment = {**HUGE_PAGES, "XDG_CACHE_HOME": str(Path(place) / "cache")}
+        environment = {**MALLOC, "XDG_CACHE_HOME": str(Path(place) / "cache")}
         workers = {}
         for side, streaming in (("streamed", True), ("in memory", False)):
             problem = Problem("merge1", SMALL, str(folder), streaming)

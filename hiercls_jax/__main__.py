@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hiercls_jax.runtime import huge_pages, signals
+from hiercls_jax.runtime import malloc, signals
 
 COMMANDS = ("train", "grid", "compare", "adapt", "predict", "export")
 SAVE_WHEN_STOPPED = ("train", "grid")  # these have signal handlers of their own
@@ -67,7 +67,7 @@ def program(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
     try:
         if argv[1:2] == ["train"]:
-            huge_pages.restart(list(argv))  # before the command's imports, which take seconds
+            malloc.restart(list(argv))  # before the command's imports, which take seconds
         with contextlib.suppress(RuntimeError, ValueError, OSError):  # stderr may be closed
             faulthandler.enable()
         status = main(argv)

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PART_BYTES = 60_000_000  # of a file that --pack writes
 CHECKED = ("adjust", "layers", "step")  # test files that run on the device
 SEEDS = tuple(range(100))  # more than fit
-REHEARSED = "fast,dataset=embedded,width=0.05,epochs=1,batch=128"
+REHEARSED = "fast,dataset=embedded,width=0.05,epochs=1,batch=600"
 GRACE = 20  # seconds that a part has to save and end when it is asked to stop
 FINISHED, STOPPED, FAILED = "finished", "stopped when its time was over", "failed"
 
@@ -74,7 +74,7 @@ def parts(out: Path, data: Path | None, rehearsal: bool) -> list[Part]:
     grid.append(REHEARSED if rehearsal else _run_of(data))
     grid += [f"--config.folder={out / 'runs'}", f"--config.seeds={SEEDS}", "--jobs=1"]
     if rehearsal:
-        checks += ["-k", "ratios or logits or formulas"]
+        checks += ["-k", "test_adjust and alpha or formulas or schedule"]
         benchmarks += ["--network=ResNet-20, stem stride 2", "--rounds=1"]
         grid += ["--config.variants=('merge2', 'merge3')"]
     elif data is not None:
@@ -86,8 +86,8 @@ def parts(out: Path, data: Path | None, rehearsal: bool) -> list[Part]:
         "JAX_PLATFORMS": platform, "JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_FLAGS": "",
     }  # fmt: skip
     return [
-        Part("checks", checks, 0.3, exact),
-        Part("benchmarks", benchmarks, 0.3),
+        Part("checks", checks, 0.2 if rehearsal else 0.3, exact),
+        Part("benchmarks", benchmarks, 0.4 if rehearsal else 0.3),
         Part("training", grid, 1.0),
     ]
 

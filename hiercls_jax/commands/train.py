@@ -109,6 +109,13 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
         "On a CPU under Linux: restart once, so that malloc takes large arrays from huge pages. "
         "--nohuge_pages turns it off.",
     )
+    define(
+        flags.DEFINE_bool,
+        "keep_memory",  # likewise
+        True,
+        "On a CPU under Linux: restart once, so that the process keeps memory that a step frees "
+        "for the next one. --nokeep_memory turns it off.",
+    )
     define(flags.DEFINE_bool, "json", False, "With --mode=summary: print JSON.")
     unexpected = options.parse(argv)
     if unexpected:

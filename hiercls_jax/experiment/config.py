@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ml_collections import ConfigDict, config_dict
@@ -331,7 +331,7 @@ def check(config: ConfigDict) -> None:
         if value is not None and not allowed.accepts(value):
             wanted = allowed.description
             raise ConfigError(f"{field} must be {wanted}, not {value!r}{allowed.advice}")
-    _check_schedule(config.optimizer)
+    _check_schedule(config)
     sources.check(data_request(config))
     _check_sizes(config, family(config))
 
@@ -347,13 +347,24 @@ def _check_sizes(config: ConfigDict, built: Family) -> None:
             )
 
 
-def _check_schedule(optimizer: ConfigDict) -> None:
+def _check_schedule(config: ConfigDict) -> None:
+    """Reject a schedule without its field, and a field that only another schedule would read."""
+    optimizer = config.optimizer
     needed = _SCHEDULES[optimizer.schedule]
     if optimizer.get(needed) is None:
         raise ConfigError(
             f"optimizer.schedule={optimizer.schedule} needs optimizer.{needed}, which is not set; "
             f"set --config.optimizer.{needed}={_EXAMPLES[needed]}, or choose another schedule"
         )
+    of_family = dict(registry.recipe(config.model.arch))["optimizer"]
+    for field in sorted({*_SCHEDULES.values()} - {needed}):
+        value = optimizer.get(field)
+        if value is not None and value != cast(dict, of_family).get(field):
+            readers = [name for name, other in _SCHEDULES.items() if other == field]
+            raise ConfigError(
+                f"optimizer.{field}={value} has no effect with optimizer.schedule="
+                f"{optimizer.schedule}; it is for {' and '.join(readers)}"
+            )
 
 
 def family(config: ConfigDict) -> Family:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import resource
 import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.models.costs import Summary, format_table, merge_summaries, summarise
 from hiercls_jax.report import figures, page
 from hiercls_jax.report.terminal import error_table
-from hiercls_jax.runtime import huge_pages, parallel
+from hiercls_jax.runtime import malloc, parallel
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.training import tracking
 from hiercls_jax.training.checkpoint import Progress
@@ -202,6 +204,7 @@ def _record(
             "std": task.std.tolist(),
         },
         "steps": {one.network.name: int(one.state.step) for one in trained},
+        "peak_memory": _peak_memory(),
         "finished": all(
             int(one.state.step) == one.network.schedule.total_steps(len(data.train))
             for one in trained
@@ -213,6 +216,12 @@ def _record(
         },
         "environment": environment(),
     }
+
+
+def _peak_memory() -> int:
+    """Return the most bytes of memory that this process has had so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _write_report(
@@ -293,11 +302,10 @@ def _start_line(config: ConfigDict, data: Dataset) -> str:
     """Return the line that a run prints first, with a note if test images are missing."""
     validation = 0 if data.validation is None else len(data.validation)
     epochs = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
-    pages = " with huge pages" if huge_pages.in_use() else ""
     return (
         f"{config.variant}: {config.model.arch} on {data.name}: {len(data.train):,} images to "
         f"train on, {validation:,} to tune alpha on, {len(data.test):,} to test on; "
-        f"{epochs} on {parallel.describe_devices()}{_unused_cores(config)}{pages}; "
+        f"{epochs} on {parallel.describe_devices()}{_unused_cores(config)}{malloc.describe()}; "
         f"workdir {config.workdir}{_untested_classes(data)}"
     )
 

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from hiercls_jax.runtime import huge_pages, parallel
+from hiercls_jax.runtime import malloc, parallel
 
 MEMORY = 8 << 30  # bytes for a run on a CPU: ResNet-164 takes 7 GiB
 
@@ -33,7 +33,7 @@ class Slots:
         cores = parallel.cpu_cores()
         if jobs is None:
             room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MEMORY
-            jobs = 1 if huge_pages.has_accelerator() else max(1, min(cores, room))
+            jobs = 1 if malloc.has_accelerator() else max(1, min(cores, room))
         return cls(({},) * jobs, max(1, cores // jobs) if jobs > 1 else None)
 
 
