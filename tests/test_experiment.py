@@ -12,7 +12,7 @@ import small
 
 from hiercls_jax import experiment
 from hiercls_jax.data import cifar100, embedded
-from hiercls_jax.data.dataset import Split
+from hiercls_jax.data.dataset import Dataset, Split
 from hiercls_jax.errors import UserError
 from hiercls_jax.experiment import (
     ConfigError,
@@ -504,3 +504,20 @@ def test_a_ragged_hierarchy_is_not_trained_on(tiny, tmp_path):
     config = changed(compose("merge1", "quick"), data__hierarchy=str(tmp_path / "ragged.json"))
     with pytest.raises(ConfigError, match=r"ragged.json has leaves above its last level.*only chi"):
         experiment.load_hierarchy(config)
+
+
+def test_the_recipe_reaches_the_networks():
+    """Every field of the fast recipe is in the task and the schedule of its networks."""
+    config = compose("merge2", "fast,width=0.1,epochs=2,batch=8")
+    config.train.parts = 2
+    images = np.zeros((26, 16, 16, 3), np.uint8)
+    split = Split(images, np.arange(26, dtype=np.int32))
+    data = Dataset("few", cifar100_hierarchy(), split, None, split)
+    (network,) = experiment.networks(config, data, None)
+    task, schedule = network.task, network.schedule
+    assert (task.parts, task.smoothing, task.reflect, task.mirror) == (2, 0.25, True, True)
+    assert task.alternate == 3  # steps of an epoch
+    assert schedule.sizes == ((20, 0.4),)
+    config.data.alternate_mirror, config.train.sizes = False, ()
+    (network,) = experiment.networks(config, data, None)
+    assert (network.task.alternate, network.schedule.sizes) == (None, ())

@@ -19,6 +19,7 @@ from hiercls_jax.models import fast, registry
 from hiercls_jax.models.branched import Branched
 from hiercls_jax.models.costs import summarise
 from hiercls_jax.runtime.parallel import AXIS
+from hiercls_jax.training import loop
 from hiercls_jax.training.loop import Interrupted, train
 from hiercls_jax.training.loss import level_losses
 from hiercls_jax.training.optimizer import lookahead, make_optimizer, make_schedule
@@ -223,7 +224,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     def run(folder):
         return train("run", a_task, jax.random.key(0), data, None, short, folder)
 
+    compiled, make = [], loop.make_train_step
+    monkeypatch.setattr(
+        loop, "make_train_step", lambda task, size: compiled.append(size) or make(task, size)
+    )
     undisturbed, _ = run(tmp_path / "a")
+    assert compiled == [13, None]
     read, reads = Split.read, []
 
     def read_and_stop(self, indices):
