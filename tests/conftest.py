@@ -1,5 +1,6 @@
 """Four CPU devices, strict ranks, a compilation cache and hypothesis profiles, before JAX runs."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -13,12 +14,12 @@ import jax
 import pytest
 
 # Most programs of the tests run once: optimising them would take longer than all else, and XLA's
-# older code generator, which its newest versions lack, takes half as long as the other. Values can
-# differ in the last bit. `XLA_FLAGS= pytest …` compiles as for users, as .ci/run does for the
-# numerics. JAX reads the variable when it compiles its first program.
+# older code generator, which its newest versions lack, takes half as long as the other, and less if
+# it does not split programs. Values can differ in the last bit. `XLA_FLAGS= pytest …` compiles as
+# for users, as .ci/run does for the numerics. JAX reads the variable at its first program.
 FLAGS = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiercls_jax" / "jax"
@@ -41,6 +42,11 @@ hypothesis.settings.register_profile(
     "explore", deadline=None, derandomize=False, max_examples=200, print_blob=True
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_finish() -> None:
+    """Let Python no longer look for garbage in the modules that are imported by now."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

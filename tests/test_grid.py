@@ -357,6 +357,7 @@ def test_real_runs_of_a_grid_finish(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(grid, "PROGRAM", (forked_run.__file__,))
     monkeypatch.setenv(forked_run.VARIABLE, forked_run.server())
+    monkeypatch.setenv("SMALL_RUN_DRAWS", "no")
     status = command.main([
         "grid", f"--config={CONFIG}:arch=toy4,dataset=folder,epochs=1,batch=8",
         f"--config.folder={tmp_path / 'runs'}", "--config.variants=('merge1',)",

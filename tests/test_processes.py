@@ -89,8 +89,7 @@ class CtrlC:
 def runs(images, tmp_path_factory, request):
     """Return `runs(name)`, the `Run` of a shape or of "elastic", which is made when it is needed.
 
-    Slurm's variables start the undisturbed run of two processes, `local.sh` all others. Runs of two
-    processes start as users' do; the others are forked.
+    Slurm's variables start the undisturbed run of two processes, `local.sh` all others.
     """
 
     @cache
@@ -98,11 +97,8 @@ def runs(images, tmp_path_factory, request):
         if name == "elastic":
             return request.getfixturevalue("elastic")[0]
         folder = tmp_path_factory.mktemp("x".join(map(str, name))) / "run"
-        if name[0] == 1:
-            process = launch(images, folder, name)
-        else:
-            prefix = under_slurm()
-            process = launch(images, folder, name, "--distributed", prefix=prefix, forked=False)
+        slurm = {} if name[0] == 1 else {"prefix": under_slurm()}
+        process = launch(images, folder, name, *(["--distributed"] if slurm else []), **slurm)
         status, out = finish(process)
         assert status == 0, out
         return Run(folder, [out])
@@ -115,7 +111,8 @@ def elastic(images, tmp_path_factory):
     """Return a `Run` that is stopped twice and resumed in other shapes, and its `CtrlC`.
 
     It is stopped by Ctrl-C, then by SIGTERM to one of four processes. Its first and last part read
-    images as they need them, the second holds them.
+    images as they need them, the second holds them. The first part starts as users' runs do; all
+    other runs here are forked.
     """
     folder, streaming = tmp_path_factory.mktemp("elastic") / "run", "--config.run.streaming=True"
 
