@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import small
@@ -299,7 +300,7 @@ def test_ragged_hierarchy(capsys):
     np.save("pc.npy", levels[0])
     np.save("pf.npy", levels[1])
     Path("y.csv").write_text("\n".join(RAGGED.leaf_names[i] for i in labels))
-    Path("h.csv").write_text("lynx,cat\nlion,cat\npug,dog\nemu,\n")
+    Path("h.csv").write_text("cat,\nlynx,cat\nlion,cat\ndog,\npug,dog\nemu,\n")
     flags = (*BASE[1:3], "--labels=y.csv", "--alpha=1", "--format=csv")
     levels_in_csv = ("--level=coarse=pc.npy", "--level=fine=pf.npy")
     succeeds(capsys, "--hierarchy=h.json", *flags, "--out=out")
@@ -319,6 +320,135 @@ def test_ragged_hierarchy(capsys):
     np.save("pf.npy", logits_too[1])
     succeeds(capsys, *BASE[:3], "--logits", "--out=out2")
     np.testing.assert_allclose(np.load("out2/p_animal.npy"), wanted[1], atol=SUM)
+
+
+# Nothing wrong in silence: the order of columns, and identifiers.
+
+
+def test_the_order_of_columns_is_stated_or_the_table_is_refused(inputs, capsys, tmp_path):
+    """The trap: a CSV that names coarse classes as parents alone states no order of theirs.
+
+    Their columns, here in alphabetical order, were scrambled without a word. Each remedy of the
+    error gives the same result, whatever the order of the columns.
+    """
+    levels, _ = inputs
+    succeeds(capsys, *BASE[:3], "--out=wanted")
+    children = "pug,dog\nlynx,cat\nlion,cat\npoodle,dog\nocelot,cat\n"
+    order = [TWO.names[1].index(name) for name in ("pug", "lynx", "lion", "poodle", "ocelot")]
+    np.save("pf.npy", levels[1][:, order])
+    Path("h.csv").write_text(children)
+    error = fails(capsys, "--hierarchy=h.csv", *BASE[1:])
+    assert (
+        "h.csv does not state the order of level 'coarse', because it names 'dog', 'cat'" in error
+    )
+    for remedy in ("--names coarse=FILE", "such as 'dog,'", "as JSON", "header of a CSV or Parq"):
+        assert remedy in error
+    Path("roots.csv").write_text(f"cat,\ndog,\n{children}")
+    Path("names.txt").write_text("cat\ndog\n")
+    save(tmp_path / "pc.csv", levels[0], TWO.names[0])
+    save(tmp_path / "pc.parquet", levels[0], TWO.names[0])
+    Hierarchy.read("roots.csv").to_json("roots.json")
+    for i, flags in enumerate(
+        (
+            ("--hierarchy=roots.csv", "--coarse=pc.npy"),
+            ("--hierarchy=roots.json", "--coarse=pc.npy"),
+            ("--hierarchy=h.csv", "--coarse=pc.npy", "--names=coarse=names.txt"),
+            ("--hierarchy=h.csv", "--coarse=pc.csv"),
+            ("--hierarchy=h.csv", "--coarse=pc.parquet"),
+        )
+    ):
+        succeeds(capsys, *flags, "--fine=pf.npy", "--format=parquet", f"--out=out{i}")
+        for written, wanted, names in zip(
+            ("p_coarse", "p_fine"), ("p_kind", "p_animal"), TWO.names, strict=True
+        ):
+            table = pq.read_table(f"out{i}/{written}.parquet").select(names)
+            np.testing.assert_array_equal(
+                np.stack(table.columns, axis=1), np.load(f"wanted/{wanted}.npy")
+            )
+    error = fails(capsys, *BASE, "--names=kind=missing.txt")
+    assert "missing.txt cannot be read" in error
+    error = fails(capsys, *BASE, "--names=colour=names.txt")
+    assert "--names colour=names.txt names no level; allowed is one for each of kind, an" in error
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_identifiers_go_through(inputs, capsys, tmp_path, suffix):
+    """The column that identifies the rows is the first of all that is written."""
+    levels, _ = inputs
+    succeeds(capsys, *BASE[:3], f"--format={suffix}", "--out=wanted")
+    names = [f"{i}.png" for i in range(N)]
+    for name, values, classes in zip(("pc", "pf"), levels, TWO.names, strict=True):
+        table = pa.table({"file": names} | dict(zip(classes, values.T, strict=True)))
+        if suffix == "csv":
+            pa.csv.write_csv(table, f"{name}.csv")
+        else:
+            pq.write_table(table, f"{name}.parquet")
+    flags = ("--hierarchy=h.json", f"--coarse=pc.{suffix}", f"--fine=pf.{suffix}")
+    succeeds(capsys, *flags, "--out=out")
+    succeeds(capsys, *flags, "--format=npy", "--out=arrays")
+    for file in ("p_kind", "p_animal", "predictions"):
+        read = pa.csv.read_csv if suffix == "csv" else pq.read_table
+        written, wanted = (read(f"{out}/{file}.{suffix}") for out in ("out", "wanted"))
+        assert written.column_names == ["file", *wanted.column_names]
+        assert written["file"].to_pylist() == names
+        assert written.drop_columns("file") == wanted
+    assert Path("arrays/ids.csv").read_text() == "\n".join(["file", *names, ""])
+    assert json.loads(Path("out/report.json").read_text())["id"] == "file"
+    assert "--id=key: no table has a column of that name" in fails(
+        capsys, *flags, "--id=key", "--out=other"
+    )
+
+
+def test_tables_identify_the_same_rows(inputs, capsys):
+    """Two tables whose rows have other identifiers are refused, at the first row that differs."""
+    for name, values, classes in zip(("pc", "pf"), inputs[0], TWO.names, strict=True):
+        ids = [f"{i}.png" for i in range(N)]
+        if name == "pf":
+            ids[30], ids[31] = ids[31], ids[30]
+        pq.write_table(
+            pa.table({"file": ids} | dict(zip(classes, values.T, strict=True))), f"{name}.parquet"
+        )
+    error = fails(
+        capsys, "--hierarchy=h.json", "--coarse=pc.parquet", "--fine=pf.parquet", "--out=out"
+    )
+    assert "row 30 (from 0) is '30.png' in pc.parquet but '31.png' in pf.parquet" in error
+
+
+def test_a_column_that_is_called_like_a_level(inputs, capsys, tmp_path):
+    """Identifiers in a column `animal` stand beside the predictions of the level `animal`."""
+    columns = dict(zip(TWO.names[1], inputs[0][1].T, strict=True)) | {"animal": np.arange(N)}
+    pq.write_table(pa.table(columns), "pf.parquet")
+    flags = (*BASE[:2], "--fine=pf.parquet", "--out=out")
+    assert "give --id=animal" in fails(capsys, *flags)
+    succeeds(capsys, *flags, "--id=animal")
+    table = pq.read_table("out/predictions.parquet")
+    assert table.column_names == ["animal_id", "kind", "animal"]
+    assert table["animal_id"].to_pylist() == list(range(N))
+
+
+def test_a_softmax_over_all_leaves_of_a_ragged_tree(capsys, tmp_path):
+    """The last level may have a column for every leaf: then leaves above are their own children."""
+    rng = np.random.default_rng(3)
+    coarse, fine = (rng.dirichlet(np.ones(k), N).astype(np.float32) for k in (3, 4))
+    RAGGED.to_json("h.json")
+    np.save("pc.npy", coarse)
+    np.save("pf.npy", fine)
+    save(tmp_path / "pf.csv", fine, RAGGED.leaf_names, slice(None, None, -1))
+    flags = ("--hierarchy=h.json", "--coarse=pc.npy")
+    error = fails(capsys, *flags, "--fine=pf.npy", "--out=out")
+    assert "nothing states the order of the 4 leaves 'lynx', 'lion', 'pug' and 1 more" in error
+    succeeds(capsys, *flags, "--fine=pf.csv", "--out=out")
+    full = Hierarchy(RAGGED.levels, (RAGGED.names[0], RAGGED.leaf_names), ([0, 0, 1, 2],))
+    wanted = adjust_tree([coarse, fine], full, 1.0)
+    assert Path("out/p_animal.csv").read_text().startswith("lynx,lion,pug,emu\n")
+    np.testing.assert_allclose(load(tmp_path / "out/p_animal.csv"), wanted[1], atol=SUM)
+    np.testing.assert_allclose(np.load("out/p_kind.npy"), wanted[0], atol=SUM)
+    Path("names.txt").write_text("emu\npug\nlion\nlynx\n")
+    np.save("pf.npy", fine[:, ::-1])
+    succeeds(capsys, *flags, "--fine=pf.npy", "--names=animal=names.txt", "--out=named")
+    np.testing.assert_array_equal(
+        np.load("named/p_animal.npy"), load(tmp_path / "out/p_animal.csv")
+    )
 
 
 # Labels: the report and the choice of alpha.

@@ -257,6 +257,18 @@ def test_a_full_tree_passed_as_ragged_is_a_full_tree(tree):
             np.testing.assert_array_equal(tree.cut_parents(level - 1), tree.parents[level - 1])
 
 
+@given(tree=hierarchies(ragged=True))
+def test_a_filled_tree_has_the_cuts_as_levels(tree):
+    """Every leaf above the last level is its own only child; labels and leaf names stay."""
+    full = tree.filled()
+    assert not full.ragged
+    assert full.names == tuple(tree.cut_names(level) for level in range(tree.num_levels))
+    assert full.leaf_names == tree.leaf_names
+    leaves = np.arange(tree.num_leaves)
+    for filled, labels in zip(full.labels(leaves), tree.labels(leaves), strict=True):
+        np.testing.assert_array_equal(filled, labels)
+
+
 def test_raggedness_is_content():
     """A ragged hierarchy equals one of the same content, hashes like it, and is read-only."""
     tree = pets()

@@ -7,8 +7,12 @@
 --level level2=b.csv --level level3=c.npz:probs --method=top_down --out=DIR
 
 A table has a row per sample and a column per class. It is an .npy, .npz, CSV or Parquet file; if an
-.npz file has several arrays, name one: file.npz:key. Columns with names may have any order; columns
-without names must have the hierarchy's order.
+.npz file has several arrays, name one: file.npz:key. Columns with names may have any order. Columns
+without names are taken only if the order of the classes is stated: in a JSON hierarchy, by a row
+for each class in a CSV hierarchy (`fish,` for one without a parent), or by --names LEVEL=file.
+
+A column of text that is no class identifies the rows, and so does the column that --id names. It is
+copied into all that is written; beside arrays it is in ids.csv.
 
 Each row of a table is finite, not negative, and sums to 1 within 0.001 (in a ragged hierarchy,
 together with the leaves of the levels above). With --logits the tables hold logits instead. Rows
@@ -55,7 +59,8 @@ from hiercls_jax.report.terminal import describe_adaptation
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.tables import FORMATS, open_table
 from hiercls_jax.tables.adapter import Adapter
-from hiercls_jax.tables.levels import LevelTables
+from hiercls_jax.tables.columns import read_names
+from hiercls_jax.tables.levels import LevelTables, level_columns
 from hiercls_jax.tables.streaming import write_adapted
 
 SEE = "; see python -m hiercls_jax adapt --help"
@@ -90,6 +95,16 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define(flags.DEFINE_string, "coarse", None, "Table of the first of two levels.")
     define(flags.DEFINE_string, "fine", None, "Table of the second of two levels.")
     define(flags.DEFINE_multi_string, "level", [], "name=file, the table of a level by its name.")
+    define(
+        flags.DEFINE_multi_string, "names", [],
+        "LEVEL=file, the names of a table's columns that have none, in their order: one class a "
+        "line, or a JSON list.",
+    )  # fmt: skip
+    define(
+        flags.DEFINE_string, "id", None,
+        "The column that identifies the rows; it goes through to what is written. Default: the "
+        "first column of text that is no class, or the index that pandas writes.",
+    )  # fmt: skip
     define(
         flags.DEFINE_string, "labels", None,
         "The samples' true classes on the finest level (any leaves in a ragged hierarchy): one "
@@ -139,6 +154,7 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
     hierarchy = Hierarchy.read(options.hierarchy, options.ragged)
     files = _level_files(hierarchy, options)
     inputs = _open_inputs(hierarchy, files, options, base)
+    hierarchy = inputs.tables.hierarchy
     given = _given_alpha(options.alpha, inputs)
     formats = [options.format or table.format for table in inputs.tables.tables]
     _check_space(base, inputs.tables, formats)
@@ -154,6 +170,7 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
             "renormalize": options.renormalize,
             "method": options.method,
             "rows": inputs.tables.rows,
+            "id": inputs.tables.ids and inputs.tables.ids.name,
             "alpha": measured.alpha,
             **measured.results,
             **written,
@@ -178,7 +195,7 @@ def _check_out(out: Path) -> tuple[Path, Path]:
 
 def _level_files(hierarchy: Hierarchy, options: flags.FlagValues) -> list[str]:
     """Return the file of each level, coarsest level first."""
-    pairs = [text.partition("=")[::2] for text in options.level]
+    given = list(options.level)
     if options.coarse or options.fine:
         if hierarchy.num_levels != 2:
             raise UserError(
@@ -186,18 +203,9 @@ def _level_files(hierarchy: Hierarchy, options: flags.FlagValues) -> list[str]:
                 f"{hierarchy.num_levels}: use --level name=file for each of "
                 f"{', '.join(hierarchy.levels)}"
             )
-        pairs += zip(hierarchy.levels, (options.coarse, options.fine), strict=True)
-    files: dict[str, str] = {}
-    for name, file in pairs:
-        if not file:
-            continue
-        if name not in hierarchy.levels or name in files:
-            what = "names no level" if name not in files else "is the second for its level"
-            raise UserError(
-                f"--level {name}={file} {what}; allowed is one for each of "
-                f"{', '.join(hierarchy.levels)}"
-            )
-        files[name] = file
+        pairs = zip(hierarchy.levels, (options.coarse, options.fine), strict=True)
+        given += [f"{level}={file}" for level, file in pairs if file]
+    files = _by_level(hierarchy, "--level", given)
     missing = [name for name in hierarchy.levels if name not in files]
     if missing:
         raise UserError(
@@ -207,18 +215,41 @@ def _level_files(hierarchy: Hierarchy, options: flags.FlagValues) -> list[str]:
     return [files[name] for name in hierarchy.levels]
 
 
+def _by_level(hierarchy: Hierarchy, flag: str, given: Sequence[str]) -> dict[str, str]:
+    """Return the files of a flag `LEVEL=file` by level."""
+    files: dict[str, str] = {}
+    for text in given:
+        name, _, file = text.partition("=")
+        if not file:
+            continue
+        if name not in hierarchy.levels or name in files:
+            what = "names no level" if name not in files else "is the second for its level"
+            raise UserError(
+                f"{flag} {name}={file} {what}; allowed is one for each of "
+                f"{', '.join(hierarchy.levels)}"
+            )
+        files[name] = file
+    return files
+
+
 def _open_inputs(
     hierarchy: Hierarchy, files: Sequence[str], options: flags.FlagValues, scratch: Path
 ) -> Inputs:
     """Open the tables, read the labels, and compile the rule."""
+    names = {
+        level: read_names(file)
+        for level, file in _by_level(hierarchy, "--names", options.names).items()
+    }
+    columns = level_columns(hierarchy, options.hierarchy, names, options.id)
     opened = [
-        open_table(file, classes, scratch)
-        for file, classes in zip(files, hierarchy.names, strict=True)
+        open_table(file, of_level, scratch) for file, of_level in zip(files, columns, strict=True)
     ]
+    if options.id and not any(table.ids and table.ids.name == options.id for table in opened):
+        raise UserError(f"--id={options.id}: no table has a column of that name")
     tables = LevelTables(hierarchy, opened, options.logits, options.renormalize)
     labels = read_level_labels(options.labels, tables) if options.labels else None
     try:
-        adapter = Adapter(hierarchy, options.method, tables.rows)
+        adapter = Adapter(tables.hierarchy, options.method, tables.rows)
     except ValueError as error:
         raise UserError(f"--method={options.method}: {error}") from error
     return Inputs(tables, adapter, labels)

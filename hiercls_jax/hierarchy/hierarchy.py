@@ -194,6 +194,20 @@ class Hierarchy:
         leaves = np.flatnonzero(self.is_leaf(level))
         return np.concatenate([self.parents[level], leaves_above, leaves], dtype=np.int32)
 
+    def filled(self) -> "Hierarchy":
+        """Return the tree in which every level is its cut, so that no leaf is above the last level.
+
+        A leaf above the last level stands for its own only child on every level below, under its
+        own name. Leaf ids and cuts stay what they are.
+
+        Raises:
+          HierarchyError: if a leaf has the name of a class on a level below.
+        """
+        levels = range(self.num_levels)
+        names = [self.cut_names(level) for level in levels]
+        parents = [self.cut_parents(level) for level in levels[:-1]]
+        return Hierarchy(self.levels, names, parents, unordered=self.unordered)
+
     def labels(self, leaf_ids: ArrayLike) -> tuple[np.ndarray, ...]:
         """Return the labels of every level, coarsest first, of samples with these leaves.
 

@@ -1,7 +1,8 @@
 """Passes over tables of any length, chunk by chunk: measure, predict, sample, adapt and write."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hiercls_jax.metrics import coherence_gaps
 from hiercls_jax.tables import write_table
 from hiercls_jax.tables.adapter import Adapter
 from hiercls_jax.tables.levels import LevelTables
+from hiercls_jax.tables.table import Identifiers, Write
 
 
 def measure_intervals(
@@ -78,6 +80,9 @@ def write_adapted(
 ) -> dict[str, dict]:
     """Adapt tables, and write `p_<level>` and `predictions` into a folder.
 
+    Identifiers of the rows are the first column of each; arrays have no room for them, so beside
+    arrays they are in `ids.csv`.
+
     Args:
       folder: an existing folder.
       tables: N samples on L levels.
@@ -97,10 +102,11 @@ def write_adapted(
     changed = np.zeros(hierarchy.num_levels, np.int64)
     with contextlib.ExitStack() as stack:
 
-        def open_(
-            name: str, columns: Sequence[str], dtype: DTypeLike = np.float32
-        ) -> Callable[[np.ndarray], object]:
-            return stack.enter_context(write_table(folder / name, columns, tables.rows, dtype))
+        def open_(name: str, columns: Sequence[str], dtype: DTypeLike = np.float32) -> Write:
+            column = _named_apart(tables.ids, columns)
+            return stack.enter_context(
+                write_table(folder / name, columns, tables.rows, dtype, column)
+            )
 
         writers = [
             open_(f"p_{level}.{format_}", classes)
@@ -111,10 +117,17 @@ def write_adapted(
         write_predictions = open_(
             f"predictions.{formats[-1]}", hierarchy.levels, str if names else np.int32
         )
+        write_ids = None
+        if tables.ids is not None and not {"csv", "parquet"}.issuperset(formats):
+            write_ids = open_("ids.csv", (), str)
+        all_ids = tables.id_chunks(adapter.size)
         for _, levels in _chunks("adapting", tables, adapter.size):
+            ids = next(all_ids, None)
             adapted = adapter.adapt(levels, alpha)
             for write, p in zip(writers, adapted, strict=True):
-                write(p)
+                write(p, ids)
+            if write_ids:
+                write_ids(np.empty((len(levels[0]), 0), str), ids)
             before, after = hierarchy.cut_probs(levels), hierarchy.cut_probs(adapted)
             old, new = ([p.argmax(axis=1) for p in cut] for cut in (before, after))
             changed += np.sum(np.not_equal(old, new), axis=1)
@@ -122,7 +135,7 @@ def write_adapted(
                 gaps[when] += len(cut[0]) * np.array([*coherence_gaps(cut, hierarchy).values()])
             if names:
                 new = [name[y] for name, y in zip(names, new, strict=True)]
-            write_predictions(np.stack(new, axis=1))
+            write_predictions(np.stack(new, axis=1), ids)
     pairs = [f"{a}/{b}" for a, b in zip(hierarchy.levels, hierarchy.levels[1:], strict=False)]
     return {
         "coherence_gap": {
@@ -133,6 +146,13 @@ def write_adapted(
             zip(hierarchy.levels, (changed / tables.rows).tolist(), strict=True)
         ),
     }
+
+
+def _named_apart(ids: Identifiers | None, columns: Sequence[str]) -> Identifiers | None:
+    """Return identifiers whose column has none of the other columns' names."""
+    while ids is not None and ids.name in columns:
+        ids = dataclasses.replace(ids, name=f"{ids.name}_id")
+    return ids
 
 
 def _chunks(what: str, tables: LevelTables, size: int) -> Iterator[tuple[slice, list[np.ndarray]]]:
