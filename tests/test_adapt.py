@@ -371,6 +371,24 @@ def test_the_order_of_columns_is_stated_or_the_table_is_refused(inputs, capsys, 
     assert "--names colour=names.txt names no level; allowed is one for each of kind, an" in error
 
 
+def test_levels_in_different_orders(capsys):
+    """Columns in a wrong order are a warning on the terminal, in the report and on its page."""
+    levels, labels = probabilities(TWO, count=400)
+    TWO.to_json("h.json")
+    np.save("pc.npy", levels[0][:, ::-1])
+    np.save("pf.npy", levels[1])
+    np.save("y.npy", labels)
+    assert run(*BASE, "--report", "--labels=y.npy") == 0
+    error = capsys.readouterr().err
+    assert "warning: levels 'kind' and 'animal' agree on " in error
+    assert "'cat' as 'dog', 'dog' as 'cat'; check the order of the columns" in error
+    (warning,) = json.loads(Path("out/report.json").read_text())["warnings"]
+    assert error == f"warning: {warning}\n"
+    assert page_data(Path("out/report.html").read_text())["warnings"] == [warning]
+    np.save("pc.npy", levels[0])
+    succeeds(capsys, *BASE[:3], "--out=right")
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_identifiers_go_through(inputs, capsys, tmp_path, suffix):
     """The column that identifies the rows is the first of all that is written."""

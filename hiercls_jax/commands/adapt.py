@@ -35,6 +35,7 @@ import contextlib
 import json
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from absl import flags
 
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.commands.command_line import CommandFlags, run_command
-from hiercls_jax.errors import UserError
+from hiercls_jax.errors import UserError, one_line
 from hiercls_jax.evaluation.adapt_tables import (
     Inputs,
     Measured,
@@ -181,6 +182,8 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
             figures.draw_curve(folder, results, hierarchy, title)
         if options.report:
             page.write(folder / "report.html", _page(inputs, measured, results, arguments))
+        for warning in results["warnings"]:
+            print(f"warning: {one_line(warning)}", file=sys.stderr)
         names = ", ".join(sorted(path.name for path in folder.iterdir()))
     return f"{describe_adaptation(results, hierarchy)}\nwrote to {out}: {names}"
 
@@ -299,6 +302,7 @@ def _page(
         chosen,
         noun="row",
         validation=validation,
+        warnings=results["warnings"],
         record={
             "command": shlex.join(["python", "-m", "hiercls_jax", "adapt", *arguments]),
             **{key: value for key, value in results.items() if key not in ("curve", "rows")},

@@ -53,6 +53,7 @@ class Page:
       training: the records of `metrics.jsonl`, by network.
       measures: `before` and `after`, as `evaluate` returns them; None without them.
       record: how the numbers were made (command, config, versions, …), in JSON's types.
+      warnings: what may be wrong with the inputs, shown first.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Page:
     training: Mapping[str, Sequence[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     measures: Mapping[str, dict[str, Any]] | None = None
     record: Mapping[str, Any] | None = None
+    warnings: Sequence[str] = ()
 
 
 def collect(page: Page) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def collect(page: Page) -> dict[str, Any]:
         "training": {name: _thinned(records) for name, records in page.training.items()},
         "measures": page.measures,
         "record": page.record,
+        "warnings": list(page.warnings),
     }
 
 

@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
+from hiercls_jax.adaptation.agreement import count_meetings, describe_disagreement
 from hiercls_jax.adaptation.error_curve import winning_intervals
 from hiercls_jax.metrics import coherence_gaps
 from hiercls_jax.tables import write_table
@@ -77,7 +79,7 @@ def sample_scores(
 
 def write_adapted(
     folder: Path, tables: LevelTables, adapter: Adapter, alpha: float, formats: Sequence[str]
-) -> dict[str, dict]:
+) -> dict[str, Any]:
     """Adapt tables, and write `p_<level>` and `predictions` into a folder.
 
     Identifiers of the rows are the first column of each; arrays have no room for them, so beside
@@ -91,8 +93,9 @@ def write_adapted(
       formats: one of `FORMATS` for each level; predictions have that of the last level.
 
     Returns:
-      `coherence_gap` between neighbouring levels before and after, and `changed_predictions`, the
-      share of samples whose prediction changed, by level.
+      `coherence_gap` between neighbouring levels before and after, `changed_predictions`, the share
+      of samples whose prediction changed, by level, and `warnings` about levels that do not seem to
+      speak of the same classes.
     """
     hierarchy = tables.hierarchy
     names = None
@@ -100,6 +103,8 @@ def write_adapted(
         names = [np.array(names) for names in map(hierarchy.cut_names, range(hierarchy.num_levels))]
     gaps = {when: np.zeros(hierarchy.num_levels - 1) for when in ("before", "after")}
     changed = np.zeros(hierarchy.num_levels, np.int64)
+    none = np.zeros(0, np.int64)
+    meetings = count_meetings([none] * hierarchy.num_levels, hierarchy)
     with contextlib.ExitStack() as stack:
 
         def open_(name: str, columns: Sequence[str], dtype: DTypeLike = np.float32) -> Write:
@@ -121,7 +126,7 @@ def write_adapted(
         if tables.ids is not None and not {"csv", "parquet"}.issuperset(formats):
             write_ids = open_("ids.csv", (), str)
         all_ids = tables.id_chunks(adapter.size)
-        for _, levels in _chunks("adapting", tables, adapter.size):
+        for rows, levels in _chunks("adapting", tables, adapter.size):
             ids = next(all_ids, None)
             adapted = adapter.adapt(levels, alpha)
             for write, p in zip(writers, adapted, strict=True):
@@ -131,6 +136,10 @@ def write_adapted(
             before, after = hierarchy.cut_probs(levels), hierarchy.cut_probs(adapted)
             old, new = ([p.argmax(axis=1) for p in cut] for cut in (before, after))
             changed += np.sum(np.not_equal(old, new), axis=1)
+            for total, counts in zip(
+                meetings, count_meetings(old, hierarchy, rows.start), strict=True
+            ):
+                total += counts
             for when, cut in (("before", before), ("after", after)):
                 gaps[when] += len(cut[0]) * np.array([*coherence_gaps(cut, hierarchy).values()])
             if names:
@@ -145,6 +154,7 @@ def write_adapted(
         "changed_predictions": dict(
             zip(hierarchy.levels, (changed / tables.rows).tolist(), strict=True)
         ),
+        "warnings": describe_disagreement(meetings, hierarchy),
     }
 
 

@@ -1224,6 +1224,7 @@
   }
 
   const tall = data.levels.map((name, level) => `${count(data.sizes[level])} ${name}`).join(", ");
+  $("warnings").append(...data.warnings.map((text) => make("p", {}, `Warning: ${text}.`)));
   $("subtitle").textContent =
     `${count(data.samples)} ${NOUN}; classes: ${tall}. ` +
     "Adaptation pulls the levels' answers together: α says how far.";

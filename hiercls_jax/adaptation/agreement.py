@@ -1,0 +1,126 @@
+"""A check that the levels speak of the same classes, from how often their answers meet.
+
+If the columns of a level stand in a wrong order, nothing about a single row is wrong: each is a
+distribution. But the answer of the level and the parent of the answer below it then meet in the
+wrong places, and another assignment of the columns makes them agree more often.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binom
+
+from hiercls_jax.hierarchy import Hierarchy
+
+LEAST_ROWS = 100  # rows below which the check says nothing
+SIGNIFICANCE = 1e-3  # probability at which a better assignment is no longer chance
+UNRELATED = 0.01  # of answers that say nothing of each other, the share that seem related
+LARGEST = 2000  # classes of a level above which it is not checked: the counts would fill memory
+
+
+def count_meetings(
+    answers: Sequence[np.ndarray], hierarchy: Hierarchy, start: int = 0
+) -> list[np.ndarray]:
+    """Count how often each answer of a level meets each parent of the answer below it.
+
+    Args:
+      answers: L integer arrays `[N]`, the most probable row of each level's cut.
+      hierarchy: L levels.
+      start: number of the first row.
+
+    Returns:
+      L - 1 arrays, int64 `[2, K, K]` over the level's cut: of the rows with even and with odd
+      numbers, how many have answer i and the parent k below. A level of more than `LARGEST` classes
+      has none, `[2, 0, 0]`. Counts of different rows add up.
+    """
+    counts = []
+    for level, (answer, below) in enumerate(zip(answers, answers[1:], strict=False)):
+        parents = hierarchy.cut_parents(level)
+        size = int(parents.max()) + 1
+        if size > LARGEST:
+            counts.append(np.zeros((2, 0, 0), np.int64))
+            continue
+        half = (start + np.arange(len(answer))) % 2
+        cells = (half * size + answer) * size + parents[below]
+        counts.append(np.bincount(cells, minlength=2 * size * size).reshape(2, size, size))
+    return counts
+
+
+def find_misplaced(meetings: np.ndarray) -> np.ndarray | None:
+    """Return a better assignment of a level's columns, if one agrees significantly more often.
+
+    The assignment maximises how often answer and parent meet (`linear_sum_assignment`), each column
+    that moves less one standard deviation of its counts. An assignment that was chosen on rows
+    looks better on the same rows, so its significance is measured on others: the one that is best
+    on either half of the rows is compared with the given one on the other half, by the exact sign
+    test (McNemar, Psychometrika 1947).
+
+    Args:
+      meetings: integer `[2, K, K]`, as `count_meetings` returns them.
+
+    Returns:
+      int `[K]`, the class that each column agrees with; None if the given assignment stands.
+
+    >>> find_misplaced(np.tile([[5, 90], [80, 5]], (2, 1, 1))).tolist()
+    [1, 0]
+    """
+    columns = np.arange(meetings.shape[1])
+    lost = won = 0
+    for chosen_on, measured_on in (meetings, meetings[::-1]):
+        best = _assign(chosen_on)
+        moved = columns[best != columns]
+        lost += int(measured_on[moved, moved].sum())
+        won += int(measured_on[moved, best[moved]].sum())
+    if won <= lost or binom.sf(won - 1, won + lost, 0.5) >= SIGNIFICANCE:
+        return None
+    best = _assign(meetings.sum(axis=0))
+    return None if (best == columns).all() else best
+
+
+def describe_disagreement(meetings: Sequence[np.ndarray], hierarchy: Hierarchy) -> list[str]:
+    """Return a warning for each pair of neighbouring levels that may not speak of the same classes.
+
+    Args:
+      meetings: as `count_meetings` returns them, of all rows; fewer than `LEAST_ROWS` say nothing.
+      hierarchy: the levels.
+    """
+    warnings = []
+    for level, counts in enumerate(meetings):
+        total = counts.sum(axis=0)
+        rows = int(total.sum())
+        if rows < LEAST_ROWS:
+            continue
+        upper, lower = hierarchy.levels[level : level + 2]
+        agree = int(np.trace(total))
+        said = f"levels '{upper}' and '{lower}' agree on {100 * agree / rows:.1f} % of the rows"
+        better = find_misplaced(counts)
+        if better is not None:
+            names = hierarchy.cut_names(level)
+            moved = np.flatnonzero(better != np.arange(len(better)))
+            listed = [f"'{names[i]}' as '{names[better[i]]}'" for i in moved[:6]]
+            more = f", and {len(moved) - 6} more" if len(moved) > 6 else ""
+            rate = 100 * total[np.arange(len(better)), better].sum() / rows
+            warnings.append(
+                f"{said}, but on {rate:.1f} % if {len(moved)} columns of '{upper}' are read as "
+                f"other classes: {', '.join(listed)}{more}; check the order of the columns of "
+                "both levels"
+            )
+        elif agree <= binom.isf(UNRELATED, rows, _by_chance(total)):
+            warnings.append(
+                f"{said}, no more often than by chance ({100 * _by_chance(total):.1f} %); check "
+                "the order of the columns, and whether the rows are the same, in both levels"
+            )
+    return warnings
+
+
+def _assign(meetings: np.ndarray) -> np.ndarray:
+    own = np.diag(meetings).astype(float)
+    gain = meetings - np.sqrt(meetings + own[:, None])
+    np.fill_diagonal(gain, own)
+    return linear_sum_assignment(gain, maximize=True)[1]
+
+
+def _by_chance(total: np.ndarray) -> float:
+    """Return how often answers would agree if those of one level said nothing of the other."""
+    return float(total.sum(axis=1) @ total.sum(axis=0)) / float(total.sum()) ** 2
