@@ -25,6 +25,7 @@ from made_up import page_data, unpacked
 
 from hiercls_jax import __main__
 from hiercls_jax.adaptation.alpha import alpha_search
+from hiercls_jax.adaptation.priors import estimate_prior, restrict, reweight
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.adaptation.tree import adjust_tree, interpolate, marginals
 from hiercls_jax.commands import adapt
@@ -467,6 +468,98 @@ def test_a_softmax_over_all_leaves_of_a_ragged_tree(capsys, tmp_path):
     np.testing.assert_array_equal(
         np.load("named/p_animal.npy"), load(tmp_path / "out/p_animal.csv")
     )
+
+
+# Other classes than in training.
+
+
+def test_only_some_classes(inputs, capsys):
+    """`--only` leaves classes out on all levels: the library's numbers, and no mass for the others.
+
+    A group whose kept child has no mass is shared among all of its children by the rule; that mass
+    does not leak to those that are left out.
+    """
+    levels, labels = inputs
+    levels[1][0] = [0, 0.5, 0, 0.25, 0.25]  # of the cats the ocelot alone has mass
+    levels[1][1] = [0, 0.5, 0, 0.5, 0]  # no cat has any: equal shares
+    np.save("pf.npy", levels[1])
+    Path("only.txt").write_text("lynx\nlion\ndog\n")
+    printed = succeeds(capsys, *BASE, "--only=only.txt")
+    assert "kept 4 of 5 leaves, as only.txt lists" in printed
+    kind, animal = np.load("out/p_kind.npy"), np.load("out/p_animal.npy")
+    assert not animal[:, 4].any()
+    for p in (kind, animal):
+        np.testing.assert_allclose(p.sum(axis=1), 1, atol=SUM)
+    kept = restrict(levels, TWO, ["lynx", "lion", "dog"])
+    wanted = restrict(adjust_tree(kept, TWO, 1.0), TWO, ["lynx", "lion", "dog"])
+    for p, w in zip((kind, animal), wanted, strict=True):
+        np.testing.assert_allclose(p, w, atol=SUM)
+    results = json.loads(Path("out/report.json").read_text())
+    assert results["only"] == {"file": "only.txt", "leaves": 4, "of": 5}
+    error = fails(capsys, *BASE[:3], "--out=two", "--only=only.txt", "--labels=y.npy")
+    row = int(np.flatnonzero(labels == 4)[0])
+    assert f"y.npy, row {row} (from 0): class 'ocelot' is left out by --only or --prior" in error
+    Path("only.txt").write_text("ocelot\n")
+    error = fails(capsys, *BASE[:3], "--out=two", "--only=only.txt")
+    assert "pf.npy, row 1 (from 0) has no mass left on level 'animal'" in error
+    Path("only.txt").write_text("wolf\n")
+    assert "unknown class 'wolf'" in fails(capsys, *BASE[:3], "--out=two", "--only=only.txt")
+
+
+def test_other_class_frequencies(inputs, capsys):
+    """`--prior` gives the library's numbers; training frequencies are equal unless given."""
+    levels, _ = inputs
+    Path("new.csv").write_text("class,count\nlynx,1\npug,2\nlion,3\npoodle,4\nocelot,10\n")
+    Path("old.json").write_text(json.dumps(dict(zip(TWO.names[1], (3, 1, 1, 1, 4), strict=True))))
+    for i, (flags, old) in enumerate(
+        (((), np.ones(5)), (("--train_prior=old.json",), [3, 1, 1, 1, 4]))
+    ):
+        printed = succeeds(capsys, *BASE[:3], "--prior=new.csv", *flags, f"--out=out{i}")
+        assert "class frequencies of new.csv: ocelot 50.0 %, poodle 20.0 %, lion 15.0 %" in printed
+        wanted = adjust_tree(reweight(levels, TWO, old, [1, 2, 3, 4, 10]), TWO, 1.0)
+        for name, p in zip(("p_kind", "p_animal"), wanted, strict=True):
+            np.testing.assert_allclose(np.load(f"out{i}/{name}.npy"), p, atol=SUM)
+    assert "needs the frequencies now" in fails(capsys, *BASE, "--train_prior=old.json")
+    Path("new.csv").write_text("lynx,1\npug,2\n")
+    error = fails(capsys, *BASE, "--prior=new.csv")
+    assert "new.csv: no frequency of class 'lion', 'poodle', 'ocelot'" in error
+
+
+def test_frequencies_are_estimated(inputs, capsys):
+    """`--prior=estimate` runs EM on the rows before adaptation, among the classes that are kept."""
+    levels, _ = inputs
+    printed = succeeds(capsys, *BASE[:3], "--prior=estimate", "--out=out")
+    assert f"class frequencies estimated on {N} rows: " in printed
+    results = json.loads(Path("out/report.json").read_text())["prior"]
+    wanted = estimate_prior(levels[1], np.ones(5))
+    assert list(results["new_prior"].values()) == pytest.approx(wanted, abs=1e-5)
+    assert (results["estimated_on_rows"], results["train_prior"]) == (N, "equal frequencies")
+    adapted = adjust_tree(reweight(levels, TWO, np.ones(5), wanted), TWO, 1.0)
+    np.testing.assert_allclose(np.load("out/p_animal.npy"), adapted[1], atol=1e-5)
+    Path("only.txt").write_text("cat\npug\n")
+    succeeds(capsys, *BASE[:3], "--prior=estimate", "--only=only.txt", "--out=both")
+    results = json.loads(Path("both/report.json").read_text())["prior"]
+    assert results["new_prior"]["poodle"] == 0
+    assert not np.load("both/p_animal.npy")[:, 3].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "lynx,1\nlynx,2\npug,1\nlion,1\npoodle,1\nocelot,1\n", "a class stands twice"),
+        ("p.csv", "lynx\n", "expected class,number in a row"),
+        ("p.csv", "lynx,1\npug,-1\nlion,1\npoodle,1\nocelot,1\n", "-1.0 for class 'pug', allowed"),
+        ("p.csv", "lynx,0\npug,0\nlion,0\npoodle,0\nocelot,0\n", "every class has frequency 0"),
+        ("p.json", "[1]", "allowed is a JSON object"),
+        ("p.json", '{"wolf": 1}', "unknown class 'wolf'"),
+        ("p.json", '{"lynx": "1", "pug": 1, "lion": 1, "poodle": 1, "ocelot": 1}', "'1' for class"),
+        ("p.json", "{", "p.json cannot be read"),
+    ],
+)
+def test_frequencies_that_are_none(inputs, capsys, name, text, message):
+    """A file of frequencies that is damaged or does not fit the leaves is refused by its name."""
+    Path(name).write_text(text)
+    assert message in fails(capsys, *BASE, f"--prior={name}")
 
 
 # Labels: the report and the choice of alpha.

@@ -43,6 +43,7 @@ class Reader:
       error: the type of errors.
       logits: values are logits, and each level's softmax is taken.
       renormalize: rows may have any sum, and are divided by it.
+      tolerance: how far a row's sum may be from what is allowed.
     """
 
     hierarchy: Hierarchy
@@ -52,6 +53,7 @@ class Reader:
     error: type[UserError] = UserError
     logits: bool = False
     renormalize: bool = False
+    tolerance: float = SUM_TOLERANCE
 
     def read(self, levels: Sequence[np.ndarray], start: int = 0) -> list[np.ndarray]:
         """Return marginals of every level: each sums to 1 together with the leaves above it.
@@ -92,13 +94,13 @@ class Reader:
             values = np.exp(values - values.max(axis=1, keepdims=True))
         total = values.sum(axis=1, dtype=np.float64)
         scaled = self.logits or self.renormalize
-        bad = (total == 0) & (room > 0) if scaled else abs(total - room) > SUM_TOLERANCE
+        bad = (total == 0) & (room > 0) if scaled else abs(total - room) > self.tolerance
         if bad.any():
             row = int(bad.argmax())
             above = "" if room[row] == 1 else ", because the leaves above have the rest"
             raise self.error(
                 f"{self.where(level, start + row)}: sums to {total[row]:.6g}, allowed is "
-                f"{room[row]:.6g} within {SUM_TOLERANCE:g}{above}"
+                f"{room[row]:.6g} within {self.tolerance:.3g}{above}"
                 + ("" if scaled else f"; {self._remedy(total[row], room[row])}")
             )
         if scaled:
@@ -109,7 +111,7 @@ class Reader:
     def _remedy(self, total: float, room: float) -> str:
         if abs(total / 100 - room) < 0.01:
             return self.remedies.percent
-        if room < 1 and abs(total - 1) <= SUM_TOLERANCE:
+        if room < 1 and abs(total - 1) <= self.tolerance:
             return self.remedies.conditional
         return self.remedies.other
 

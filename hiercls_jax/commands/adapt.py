@@ -45,6 +45,7 @@ from absl import flags
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.commands.command_line import CommandFlags, run_command
 from hiercls_jax.errors import UserError, one_line
+from hiercls_jax.evaluation import own_classes
 from hiercls_jax.evaluation.adapt_tables import (
     Inputs,
     Measured,
@@ -52,6 +53,7 @@ from hiercls_jax.evaluation.adapt_tables import (
     read_level_labels,
     sample_outcomes,
 )
+from hiercls_jax.evaluation.own_classes import OwnClasses
 from hiercls_jax.files import atomic_folder
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.report import figures, page
@@ -59,7 +61,7 @@ from hiercls_jax.report.page_contents import Page
 from hiercls_jax.report.terminal import describe_adaptation
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.tables import FORMATS, open_table
-from hiercls_jax.tables.adapter import Adapter
+from hiercls_jax.tables.adapter import Adapter, chunk_size
 from hiercls_jax.tables.columns import read_names
 from hiercls_jax.tables.levels import LevelTables, level_columns
 from hiercls_jax.tables.streaming import write_adapted
@@ -126,6 +128,20 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define(flags.DEFINE_enum, "method", "kl", list(RULES), "The rule that makes levels agree.")
     define(flags.DEFINE_bool, "logits", False, "The tables hold logits, not probabilities.")
     define(flags.DEFINE_bool, "renormalize", False, "Divide each row by its sum.")
+    define(
+        flags.DEFINE_string, "only", None,
+        "A file of the classes that can occur, one a line, of any level: all others are left out "
+        "on every level, before adaptation.",
+    )  # fmt: skip
+    define(
+        flags.DEFINE_string, "prior", None,
+        "How frequent the leaves are now: a file of class,number rows, or 'estimate', from the "
+        "rows themselves.",
+    )  # fmt: skip
+    define(
+        flags.DEFINE_string, "train_prior", None,
+        "How frequent the leaves were in training, a file of class,number rows. Default: equally.",
+    )  # fmt: skip
     define(flags.DEFINE_enum, "format", None, FORMATS, "Format to write; default: as read.")
     define(flags.DEFINE_bool, "report", False, "Also write report.html, which shows the changes.")
     define(flags.DEFINE_string, "out", None, "Folder to write, new or empty.")
@@ -173,6 +189,7 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
             "rows": inputs.tables.rows,
             "id": inputs.tables.ids and inputs.tables.ids.name,
             "alpha": measured.alpha,
+            **inputs.changed,
             **measured.results,
             **written,
         }
@@ -250,12 +267,24 @@ def _open_inputs(
     if options.id and not any(table.ids and table.ids.name == options.id for table in opened):
         raise UserError(f"--id={options.id}: no table has a column of that name")
     tables = LevelTables(hierarchy, opened, options.logits, options.renormalize)
-    labels = read_level_labels(options.labels, tables) if options.labels else None
+    own = OwnClasses(options.only, options.prior, options.train_prior)
+    tables, changed = own_classes.apply(tables, own, chunk_size(tables.hierarchy, tables.rows))
+    kept = None if tables.weights is None else tables.weights > 0
+    labels = None
+    if options.labels:
+        labels = read_level_labels(options.labels, tables)
+        if kept is not None and not kept[labels[-1]].all():
+            row = int((~kept[labels[-1]]).argmax())
+            raise UserError(
+                f"{options.labels}, row {row} (from 0): class "
+                f"'{tables.hierarchy.leaf_names[labels[-1][row]]}' is left out by --only or "
+                "--prior; keep it, or leave out the rows that have it"
+            )
     try:
-        adapter = Adapter(tables.hierarchy, options.method, tables.rows)
+        adapter = Adapter(tables.hierarchy, options.method, tables.rows, kept)
     except ValueError as error:
         raise UserError(f"--method={options.method}: {error}") from error
-    return Inputs(tables, adapter, labels)
+    return Inputs(tables, adapter, labels, changed)
 
 
 def _given_alpha(text: str | None, inputs: Inputs) -> float | None:

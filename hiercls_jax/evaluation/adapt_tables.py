@@ -27,11 +27,13 @@ class Inputs:
       tables: N samples on L levels.
       adapter: the rule, compiled for these levels.
       labels: L integer arrays `[N]`, positions in the level's cut; None without labels.
+      changed: what was done about other classes than in training, in JSON's types.
     """
 
     tables: LevelTables
     adapter: Adapter
     labels: Sequence[np.ndarray] | None
+    changed: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -40,6 +40,11 @@ def describe_adaptation(results: Mapping[str, Any], hierarchy: Hierarchy) -> str
     """
     rule = {"kl": "Algorithm 1 (kl)"}.get(results["method"], results["method"])
     lines = [f"adapted {results['rows']:,} rows by {rule}, alpha = {results['alpha']:.4g}"]
+    if "only" in results:
+        only = results["only"]
+        lines.append(f"kept {only['leaves']:,} of {only['of']:,} leaves, as {only['file']} lists")
+    if "prior" in results:
+        lines.append(_describe_prior(results["prior"]))
     gap, changed = results["coherence_gap"], results["changed_predictions"]
     for pair, before in gap["before"].items():
         after = gap["after"][pair]
@@ -56,3 +61,12 @@ def describe_adaptation(results: Mapping[str, Any], hierarchy: Hierarchy) -> str
             note = f"alpha was tuned on {tuned:,} random rows; errors of the other {measured:,}"
         lines += ["", error_table(results, hierarchy), note]
     return "\n".join(lines)
+
+
+def _describe_prior(prior: Mapping[str, Any]) -> str:
+    """Describe the class frequencies that the levels were changed to, the most frequent first."""
+    rows = prior.get("estimated_on_rows")
+    how = f"estimated on {rows:,} rows" if rows else f"of {prior['file']}"
+    most = sorted(prior["new_prior"].items(), key=lambda item: -item[1])[:3]
+    listed = ", ".join(f"{name} {100 * value:.1f} %" for name, value in most)
+    return f"class frequencies {how}: {listed}{', …' if len(prior['new_prior']) > 3 else ''}"

@@ -9,12 +9,12 @@ import csv
 import dataclasses
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from hiercls_jax.errors import preview
+from hiercls_jax.hierarchy import match_columns
 from hiercls_jax.tables.table import TableError, as_table_error
 
 # How pandas calls an index without a name: in a CSV file, after such a file was read, in Parquet.
@@ -204,23 +204,11 @@ def _are_positions(columns: Sequence[str], classes: Sequence[str]) -> bool:
 
 def _order(name: str, columns: Sequence[str], classes: Sequence[str]) -> list[int]:
     """Return the position of each class among the columns, which must be the classes."""
-    known, given = set(classes), set(columns)
-    unknown = [column for column in columns if column not in known]
-    twice = [column for column, count in Counter(columns).items() if count > 1]
-    missing = [class_ for class_ in classes if class_ not in given]
-    for fault, names in (
-        ("unknown class", unknown),
-        ("two columns for class", twice),
-        ("no column for class", missing),
-    ):
-        if names:
-            remedy = ""
-            if names is unknown and not missing:
-                flag = unknown[0] if re.fullmatch(r"[\w.-]+", unknown[0]) else f"'{unknown[0]}'"
-                remedy = f"; if that column identifies the rows, give --id={flag}"
-            raise TableError(
-                f"{name}: {fault} {preview(names)}; allowed is one column for each of the "
-                f"{len(classes)} classes {preview(classes)}{remedy}"
-            )
-    position = {column: i for i, column in enumerate(columns)}
-    return [position[class_] for class_ in classes]
+    try:
+        return match_columns(name, columns, classes, TableError)
+    except TableError as error:
+        others = [column for column in columns if column not in set(classes)]
+        if not others or not set(columns).issuperset(classes):
+            raise
+        flag = others[0] if re.fullmatch(r"[\w.-]+", others[0]) else f"'{others[0]}'"
+        raise TableError(f"{error}; if that column identifies the rows, give --id={flag}") from None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from hiercls_jax.adaptation.priors import describe_lost, find_lost, weigh
 from hiercls_jax.adaptation.values import Reader, Remedies
 from hiercls_jax.errors import preview
 from hiercls_jax.hierarchy import Hierarchy
@@ -68,6 +69,8 @@ class LevelTables:
         with the leaves of the levels above. A table may have columns for these leaves too.
       logits: the tables hold logits instead, and each level's softmax is taken.
       renormalize: rows may have any sum, and are divided by it.
+      weights: float `[K]`, by which every leaf's probability is weighed, on all levels consistently
+        (`adaptation.priors`); 0 leaves a leaf out. None for no change.
 
     In a ragged hierarchy, a softmax or a renormalized row holds probabilities given that the sample
     is not a leaf of a level above. It is scaled to the mass that those leaves leave.
@@ -80,6 +83,7 @@ class LevelTables:
     tables: Sequence[Table]
     logits: bool = False
     renormalize: bool = False
+    weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         first = self.tables[0]
@@ -137,8 +141,24 @@ class LevelTables:
         )
         start = 0
         for chunks in zip(*(table.chunks(size) for table in self.tables), strict=True):
-            yield reader.read(chunks, start)
+            levels = reader.read(chunks, start)
+            if self.weights is not None:
+                levels = self._weigh(levels, start, size)
+            yield levels
             start += len(chunks[0])
+
+    def _weigh(self, levels: list[np.ndarray], start: int, size: int) -> list[np.ndarray]:
+        assert self.weights is not None
+        count = len(levels[0])
+        size = min(size, self.rows)  # a chunk of fewer rows is padded, so that it compiles once
+        padded = [np.pad(p, ((0, size - count), (0, 0))) for p in levels]
+        weighed = [np.asarray(p)[:count] for p in weigh(padded, self.hierarchy, self.weights)]
+        lost = find_lost(weighed, self.hierarchy)
+        if lost is not None:
+            row, level = lost
+            where = f"{self.tables[level].name}, row {start + row} (from 0)"
+            raise TableError(describe_lost(where, self.hierarchy.levels[level]))
+        return weighed
 
     def id_chunks(self, size: int) -> Iterator[np.ndarray]:
         """Read the identifiers of the rows from the start, `[n]` at a time; nothing without any.

@@ -77,6 +77,21 @@ def sample_scores(
     return before, target
 
 
+def sample_levels(tables: LevelTables, size: int, rows: np.ndarray) -> list[np.ndarray]:
+    """Return the probabilities of some samples over every level's cut, L arrays `[M, K_l]`.
+
+    Args:
+      tables: N samples on L levels.
+      size: number of rows to read at a time.
+      rows: integer `[M]` in `[0, N)`, increasing, M > 0.
+    """
+    pieces = []
+    for chunk, levels in _chunks("sampling", tables, size):
+        here = rows[(rows >= chunk.start) & (rows < chunk.stop)] - chunk.start
+        pieces.append([p[here] for p in tables.hierarchy.cut_probs(levels)])
+    return [np.concatenate(of_level) for of_level in zip(*pieces, strict=True)]
+
+
 def write_adapted(
     folder: Path, tables: LevelTables, adapter: Adapter, alpha: float, formats: Sequence[str]
 ) -> dict[str, Any]:
