@@ -268,7 +268,7 @@ def test_three_levels(capsys, tmp_path):
     for name, p in zip(THREE.levels, adjust_tree(levels, THREE, 1.2), strict=True):
         np.testing.assert_allclose(np.load(f"out/p_{name}.npy"), p, atol=SUM)
     results = json.loads(Path("out/report.json").read_text())
-    assert set(results["test_error"]) == {"alpha=0", "alpha=1", "alpha=1.5", "tuned"}
+    assert set(results["test_error"]) == {"alpha=0", "alpha=1", "alpha=1.5", "given"}
 
 
 def test_logits(capsys, tmp_path):
@@ -314,7 +314,7 @@ def test_ragged_hierarchy(capsys):
     assert [row[1] for row in rows] == fine
     assert "emu" in fine
     results = json.loads(Path("out/report.json").read_text())
-    assert results["test_error"]["tuned"]["animal"] == pytest.approx(topk_error(cut, labels))
+    assert results["test_error"]["given"]["animal"] == pytest.approx(topk_error(cut, labels))
     assert results["coherence_gap"]["after"]["kind/animal"] < SUM
     logits_too, _ = logits(RAGGED)
     np.save("pc.npy", logits_too[0])
@@ -575,7 +575,7 @@ def test_reports_errors(inputs, capsys, monkeypatch):
     predictions = np.load("out/predictions.npy")
     for level, (name, p) in enumerate(zip(TWO.levels, levels, strict=True)):
         assert errors["alpha=0"][name] == pytest.approx(topk_error(p, true[level]))
-        assert errors["tuned"][name] == pytest.approx(np.mean(predictions[:, level] != true[level]))
+        assert errors["given"][name] == pytest.approx(np.mean(predictions[:, level] != true[level]))
         curve = results["curve"][f"test_error_{name}"]
         for alpha, error in list(zip(results["curve"]["alpha"], curve, strict=True))[::40]:
             wanted = topk_error(adjust_tree(levels, TWO, alpha)[level], true[level])
@@ -591,6 +591,7 @@ def test_tunes_on_one_half_and_measures_on_the_other(inputs, capsys):
     printed = succeeds(capsys, *BASE, "--labels=y.npy")
     results = json.loads(Path("out/report.json").read_text())
     assert (results["tuned_on_rows"], results["measured_on_rows"]) == (N // 2, N // 2)
+    assert results["split_seed"] == adapt_tables.SEED
     assert "alpha was tuned on 25 random rows; errors of the other 25" in printed
     tuned = np.random.default_rng(adapt_tables.SEED).permutation(N) < N // 2
     true = TWO.labels(labels)

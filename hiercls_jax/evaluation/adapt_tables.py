@@ -99,12 +99,14 @@ def measure(inputs: Inputs, alpha: float | None, tune_fraction: float) -> Measur
         "measured_on_rows": int(test.sum()),
         "tuned_on_rows": int(tuning.sum()),
     }
+    name = "given"
     if alpha is None:
+        name, results["split_seed"] = "tuned", SEED
         curves = _curves(intervals, tuning, largest)
         alpha = widest_midpoint(sum(curves[1:], curves[0]).minimisers())
         results["validation_error"] = errors_at_settings(curves, hierarchy, alpha)
     curves = _curves(intervals, test, largest)
-    results["test_error"] = errors_at_settings(curves, hierarchy, alpha)
+    results["test_error"] = errors_at_settings(curves, hierarchy, alpha, name)
     results["curve"] = sample_curves(curves, hierarchy)
     return Measured(alpha, tuning, test, intervals, results, largest)
 

@@ -68,23 +68,24 @@ def evaluate(
 
 
 def errors_at_settings(
-    curves: Sequence[StepFunction], hierarchy: Hierarchy, alpha: float
+    curves: Sequence[StepFunction], hierarchy: Hierarchy, alpha: float, name: str = "tuned"
 ) -> dict[str, dict[str, float]]:
     """Return each level's error at alpha 0, 1, the largest, and the chosen one.
 
     Args:
       curves: the error of each level.
       hierarchy: the levels.
-      alpha: the chosen alpha, called `tuned`.
+      alpha: the chosen alpha.
+      name: what it is called.
 
     Returns:
       Errors in [0, 1] by setting, by level.
     """
     largest = curves[0].largest
-    settings = {"alpha=0": 0.0, "alpha=1": 1.0, f"alpha={largest:g}": largest, "tuned": alpha}
+    settings = {"alpha=0": 0.0, "alpha=1": 1.0, f"alpha={largest:g}": largest, name: alpha}
     return {
-        name: by_level(hierarchy, (float(curve(at)) for curve in curves))
-        for name, at in settings.items()
+        setting: by_level(hierarchy, (float(curve(at)) for curve in curves))
+        for setting, at in settings.items()
     }
 
 
@@ -128,7 +129,8 @@ def _measures(
     """Return further measures of each level, and those of the whole tree."""
     return {
         level: {
-            "top5_error": metrics.topk_error(p, y, min(5, p.shape[1])),
+            # Of at most five classes the five most probable are all.
+            **({"top5_error": metrics.topk_error(p, y, 5)} if p.shape[1] > 5 else {}),
             "negative_log_likelihood": metrics.negative_log_likelihood(p, y),
             "expected_calibration_error": metrics.expected_calibration_error(p, y),
             "brier_score": metrics.brier_score(p, y),

@@ -16,8 +16,9 @@ def error_table(results: Mapping[str, Any], hierarchy: Hierarchy) -> str:
     """
     errors = results["test_error"]
     names = {name: name.replace("=", " = ") for name in errors}
-    chosen = "tuned" if "validation_error" in results else "chosen"
-    names["tuned"] = f"{chosen}, alpha = {results['alpha']:.2f}"
+    own = "given" if "given" in errors else "tuned"
+    chosen = "chosen" if own == "tuned" and "validation_error" not in results else own
+    names[own] = f"{chosen}, alpha = {results['alpha']:.2f}"
     width = max(map(len, names.values()))
     columns = [max(9, len(level)) for level in hierarchy.levels]
     head = "  ".join(f"{v:>{w}}" for v, w in zip(hierarchy.levels, columns, strict=True))
