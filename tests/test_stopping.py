@@ -1,4 +1,4 @@
-"""Stopping against a climb written as a loop, and its guarantees over thousands of random splits."""
+"""Stopping against a climb written as a loop, and its guarantees over thousands of splits."""
 
 import jax
 import numpy as np
@@ -208,7 +208,7 @@ def test_the_guarantee_with_confidence():
 @pytest.mark.parametrize("target", [0.5, 0.7, 0.9, 0.99])
 @pytest.mark.parametrize("confidence", [None, 0.8, 0.95])
 def test_order_statistic_is_the_smallest_that_holds(target, confidence):
-    """k satisfies its inequality and k - 1 does not; the least n that has one is named by the rest."""
+    """k satisfies its inequality and k - 1 does not; an error names the least n that has one."""
 
     def holds(n, k):
         if confidence is None:

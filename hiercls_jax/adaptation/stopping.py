@@ -87,7 +87,8 @@ def stop(probs: Probs, hierarchy: Hierarchy, threshold: float) -> Answers:
 
     Source: Goren et al. (NeurIPS 2024), Section 3.
 
-    >>> pets = Hierarchy(("kind", "animal"), (("cat", "dog"), ("lynx", "lion", "pug")), ((0, 0, 1),))
+    >>> animals = ("cat", "dog"), ("lynx", "lion", "pug")
+    >>> pets = Hierarchy(("kind", "animal"), animals, ((0, 0, 1),))
     >>> probs = np.array([[0.75, 0.25]]), np.array([[0.5, 0.25, 0.25]])
     >>> [stop(probs, pets, threshold).node.tolist() for threshold in (0.5, 0.6, 0.8)]
     [[[1, 0]], [[0, 0]], [[-1, 0]]]
