@@ -19,9 +19,14 @@ labels it grows by 16 bytes per row and level, with --report by 40.
 
 DIR gets these files: p_LEVEL (adapted probabilities, float32); predictions (a column per level:
 class indices in .npy and .npz, names in CSV and Parquet); report.json; with labels, alpha_curve.png
-and .svg; with --report, report.html, one page that shows for any alpha how predictions change and,
-with labels, which become right and wrong. DIR appears when all of them are complete; if anything
-goes wrong, nothing is left behind.
+and .svg; with --target_accuracy, answers.csv or answers.parquet; with --report, report.html, one
+page that shows for any alpha how predictions change and, with labels, which become right and wrong.
+DIR appears when all of them are complete; if anything goes wrong, nothing is left behind.
+
+--target_accuracy=0.9 gives each row one answer that is right 90 % of the time: its most probable
+leaf if that is sure enough, else the nearest class above it that is, or nothing at all. Answers use
+alpha = 1, where the levels agree. The labelled rows are split in three: alpha is tuned on the first
+third, the least probability of an answer is chosen on the second, and all is measured on the last.
 
 Exit status: 0 done; 1 an error that the one line on stderr explains; 2 a wrong command line; 130
 stopped by Ctrl-C, 143 by SIGTERM.
@@ -37,9 +42,12 @@ from typing import Any
 
 from absl import flags
 
+from hiercls_jax.adaptation.answers import DECISIONS
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.commands.command_line import CommandFlags, run_command
+from hiercls_jax.commands.target import define_target, read_target
 from hiercls_jax.errors import UserError
+from hiercls_jax.evaluation.adapt_answers import find_answers
 from hiercls_jax.evaluation.adapt_tables import (
     Inputs,
     Measured,
@@ -47,6 +55,8 @@ from hiercls_jax.evaluation.adapt_tables import (
     read_level_labels,
     sample_outcomes,
 )
+from hiercls_jax.evaluation.decisions import Tally
+from hiercls_jax.evaluation.sure_answers import Target
 from hiercls_jax.files import atomic_folder
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.report import figures, page
@@ -55,6 +65,7 @@ from hiercls_jax.report.terminal import describe_adaptation
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.tables import FORMATS, open_table
 from hiercls_jax.tables.adapter import Adapter
+from hiercls_jax.tables.answer_files import answer_format, write_answers
 from hiercls_jax.tables.levels import LevelTables
 from hiercls_jax.tables.streaming import write_adapted
 
@@ -102,12 +113,27 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
         "are labels, else 1.",
     )  # fmt: skip
     define(
-        flags.DEFINE_float, "tune_fraction", 0.5,
+        flags.DEFINE_float, "tune_fraction", None,
         "Share of the labelled rows, chosen at random, that alpha is tuned on; errors are measured "
-        "on the others. 1 tunes and measures on all rows: such errors are optimistic.",
+        "on the others. 1 tunes and measures on all rows: such errors are optimistic. Default: 0.5, "
+        "or a third with --target_accuracy.",
         lower_bound=0, upper_bound=1,
     )  # fmt: skip
     define(flags.DEFINE_enum, "method", "kl", list(RULES), "The rule that makes levels agree.")
+    define(
+        flags.DEFINE_enum, "decision", "independent", list(DECISIONS),
+        "How predictions are made. 'independent' takes the most probable class of each level, and "
+        "the levels may contradict each other; the others give one path of the tree: of the most "
+        "probable leaf, of the best child at each level, or of the node, on any level, with the "
+        "least expected distance to the truth.",
+    )  # fmt: skip
+    define_target(options)
+    define(
+        flags.DEFINE_float, "calibrate_fraction", None,
+        "Share of the labelled rows that --target_accuracy calibrates on, chosen at random among "
+        "those that alpha is not tuned on. Default: half of those.",
+        lower_bound=0, upper_bound=1,
+    )  # fmt: skip
     define(flags.DEFINE_bool, "logits", False, "The tables hold logits, not probabilities.")
     define(flags.DEFINE_bool, "renormalize", False, "Divide each row by its sum.")
     define(flags.DEFINE_enum, "format", None, FORMATS, "Format to write; default: as read.")
@@ -139,13 +165,26 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
     hierarchy = Hierarchy.read(options.hierarchy, options.ragged)
     files = _level_files(hierarchy, options)
     inputs = _open_inputs(hierarchy, files, options, base)
+    target = read_target(options)
     given = _given_alpha(options.alpha, inputs)
+    if target:
+        _check_target(inputs, given)
     formats = [options.format or table.format for table in inputs.tables.tables]
     _check_space(base, inputs.tables, formats)
 
-    measured = measure(inputs, given, options.tune_fraction)
+    measured = measure(inputs, given, *_fractions(options, given, target))
+    answers = find_answers(inputs, measured, target) if target else None
+    tally = None
+    if inputs.labels is not None:
+        tally = Tally(measured.test, inputs.labels[-1], hierarchy)
     with atomic_folder(out, inside=base) as folder:
-        written = write_adapted(folder, inputs.tables, inputs.adapter, measured.alpha, formats)
+        written = write_adapted(
+            folder, inputs.tables, inputs.adapter, measured.alpha, formats, options.decision,
+            tally.add if tally else None,
+        )  # fmt: skip
+        if answers:
+            path = folder / f"answers.{answer_format(formats[-1])}"
+            write_answers(path, answers.climb, hierarchy, answers.threshold)
         results = {
             "hierarchy": options.hierarchy,
             "tables": dict(zip(hierarchy.levels, files, strict=True)),
@@ -153,10 +192,13 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
             "logits": options.logits,
             "renormalize": options.renormalize,
             "method": options.method,
+            "decision": options.decision,
             "rows": inputs.tables.rows,
             "alpha": measured.alpha,
             **measured.results,
             **written,
+            **({"decisions": tally.results()} if tally else {}),
+            **({"answers": answers.results} if answers else {}),
         }
         (folder / "report.json").write_text(json.dumps(results, indent=1) + "\n")
         if options.labels:
@@ -238,6 +280,31 @@ def _given_alpha(text: str | None, inputs: Inputs) -> float | None:
             "negative by this method in this hierarchy"
         )
     return alpha
+
+
+def _check_target(inputs: Inputs, alpha: float | None) -> None:
+    """Reject a target accuracy without labels, and one of levels that do not agree."""
+    if inputs.labels is None:
+        raise UserError("--target_accuracy needs --labels=file, from which it learns when to stop")
+    if alpha not in (None, 1.0):
+        raise UserError(
+            f"--target_accuracy with --alpha={alpha:g}: its promise needs levels that agree; use "
+            "--alpha=1, or --alpha=tune, which tunes alpha for the tables alone"
+        )
+
+
+def _fractions(
+    options: flags.FlagValues, alpha: float | None, target: Target | None
+) -> tuple[float, float]:
+    """Return the shares of the labelled rows to tune alpha on, and to calibrate on."""
+    tune, calibrate = options.tune_fraction, options.calibrate_fraction
+    if target is None:
+        if calibrate is not None:
+            raise UserError("--calibrate_fraction is for --target_accuracy, which is not given")
+        return 0.5 if tune is None else tune, 0.0
+    tune = 1 / 3 if tune is None else tune
+    rest = 1 - tune if alpha is None else 1.0
+    return tune, rest / 2 if calibrate is None else calibrate
 
 
 def _check_space(base: Path, tables: LevelTables, formats: Sequence[str]) -> None:

@@ -41,6 +41,7 @@ class Measured:
     Args:
       alpha: given, or tuned on `tuning`.
       tuning: bool `[N]`, the rows that alpha was tuned on.
+      calibration: bool `[N]`, the rows that a threshold is calibrated on.
       test: bool `[N]`, the rows that errors are measured on; without labels, all rows.
       intervals: float64 `[L, N, 2]`, as `measure_intervals` returns them; None without labels.
       results: the errors, in JSON's types; empty without labels.
@@ -49,6 +50,7 @@ class Measured:
 
     alpha: float
     tuning: np.ndarray
+    calibration: np.ndarray
     test: np.ndarray
     intervals: np.ndarray | None
     results: dict[str, Any]
@@ -71,7 +73,12 @@ def read_level_labels(name: str, tables: LevelTables) -> tuple[np.ndarray, ...]:
     return tables.hierarchy.labels(leaf_ids)
 
 
-def measure(inputs: Inputs, alpha: float | None, tune_fraction: float) -> Measured:
+def measure(
+    inputs: Inputs,
+    alpha: float | None,
+    tune_fraction: float,
+    calibrate_fraction: float = 0.0,
+) -> Measured:
     """Choose alpha, and measure every level's errors on rows that had no part in the choice.
 
     Args:
@@ -79,6 +86,8 @@ def measure(inputs: Inputs, alpha: float | None, tune_fraction: float) -> Measur
       alpha: the alpha to adapt by; None to tune it, which needs labels.
       tune_fraction: share of the rows, chosen at random, that alpha is tuned on, in [0, 1]. Errors
         are measured on the other rows, or on all of them if it is 1 or `alpha` is given.
+      calibrate_fraction: share of the rows, chosen at random among those that alpha is not tuned
+        on, to calibrate a threshold on, in [0, 1). Nothing is measured on them.
 
     Raises:
       UserError: if no row is left to tune alpha on, or to measure errors on.
@@ -90,8 +99,9 @@ def measure(inputs: Inputs, alpha: float | None, tune_fraction: float) -> Measur
         if alpha is None:
             raise ValueError("alpha is None, to be tuned; that needs labels")
         nothing = np.zeros(inputs.tables.rows, bool)
-        return Measured(alpha, nothing, ~nothing, None, {}, largest)
-    tuning, test = _split(inputs.tables.rows, alpha is None, tune_fraction)
+        return Measured(alpha, nothing, nothing, ~nothing, None, {}, largest)
+    rows = inputs.tables.rows
+    tuning, calibration, test = _split(rows, alpha is None, tune_fraction, calibrate_fraction)
     intervals = measure_intervals(inputs.tables, inputs.adapter, inputs.labels)
     results: dict[str, Any] = {
         "measured_on_rows": int(test.sum()),
@@ -104,7 +114,7 @@ def measure(inputs: Inputs, alpha: float | None, tune_fraction: float) -> Measur
     curves = _curves(intervals, test, largest)
     results["test_error"] = errors_at_settings(curves, hierarchy, alpha)
     results["curve"] = sample_curves(curves, hierarchy)
-    return Measured(alpha, tuning, test, intervals, results, largest)
+    return Measured(alpha, tuning, calibration, test, intervals, results, largest)
 
 
 def sample_outcomes(inputs: Inputs, measured: Measured) -> SampleOutcomes:
@@ -132,19 +142,30 @@ def sample_outcomes(inputs: Inputs, measured: Measured) -> SampleOutcomes:
     )
 
 
-def _split(rows: int, tune: bool, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return bool `[rows]` twice: the rows to tune alpha on, and those to measure errors on."""
-    tuning = np.zeros(rows, bool)
-    if tune:
-        order = np.random.default_rng(SEED).permutation(rows)
-        tuning = order < round(fraction * rows)
-    test = ~tuning | (fraction == 1)
+def _split(
+    rows: int, tune: bool, fraction: float, calibrate_fraction: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return bool `[rows]` three times: the rows to tune alpha on, to calibrate on, to measure on."""
+    order = np.random.default_rng(SEED).permutation(rows)
+    tuned = round(fraction * rows) if tune else 0
+    calibrated = round(calibrate_fraction * rows)
+    tuning = order < tuned
+    calibration = (order >= tuned) & (order < tuned + calibrated)
+    test = order >= tuned + calibrated
+    if tune and fraction == 1 and not calibrate_fraction:
+        test = tuning
     if not test.any() or (tune and not tuning.any()):
+        also = f" and --calibrate_fraction={calibrate_fraction:g}" if calibrate_fraction else ""
         raise UserError(
-            f"--tune_fraction={fraction:g} of {rows} labelled rows leaves no row to tune "
-            "alpha on or to measure errors on; use 1 for both on all, or give a number: --alpha=1"
+            f"--tune_fraction={fraction:g}{also} of {rows} labelled rows leaves no row to tune "
+            "alpha on or to measure errors on; "
+            + (
+                "make them smaller, or give a number: --alpha=1"
+                if calibrate_fraction
+                else "use 1 for both on all, or give a number: --alpha=1"
+            )
         )
-    return tuning, test
+    return tuning, calibration, test
 
 
 def _curves(intervals: np.ndarray, rows: np.ndarray, largest: float) -> list[StepFunction]:

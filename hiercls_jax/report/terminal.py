@@ -53,6 +53,38 @@ def describe_adaptation(results: Mapping[str, Any], hierarchy: Hierarchy) -> str
         elif tuned == measured == results["rows"]:
             note = f"alpha was tuned on the same {tuned:,} rows: these errors are optimistic"
         else:
-            note = f"alpha was tuned on {tuned:,} random rows; errors of the other {measured:,}"
+            others = "the other" if tuned + measured == results["rows"] else "another"
+            note = f"alpha was tuned on {tuned:,} random rows; errors of {others} {measured:,}"
         lines += ["", error_table(results, hierarchy), note]
+    if "answers" in results:
+        lines += ["", describe_answers(results["answers"])]
     return "\n".join(lines)
+
+
+def describe_answers(answers: Mapping[str, Any]) -> str:
+    """Describe answers that stop where sure, and how often they were right.
+
+    Args:
+      answers: `answers` of `report.json`.
+    """
+    low, high = answers["accuracy_interval"]
+    stops = ", ".join(
+        f"{100 * share:.1f} % {'nothing' if level == 'root' else level}"
+        for level, share in reversed(answers["answers_at"].items())
+    )
+    target, sure = 100 * answers["target_accuracy"], answers["confidence"]
+    promise = f"{target:g} % " + (
+        "on average" if sure is None else f"with {100 * sure:g} % confidence"
+    )
+    flat = answers["leaf_or_nothing"]
+    return "\n".join(
+        [
+            f"answers: target {promise}; threshold {answers['threshold']:.4g}, calibrated on "
+            f"{answers['calibrated_on_rows']:,} rows, alpha = 1",
+            f"right on {answers['measured_on_rows']:,} other rows: {100 * answers['accuracy']:.1f} % "
+            f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
+            f"answers: {stops}",
+            f"they say {100 * answers['information']:.1f} % of what leaves say; leaves or nothing "
+            f"would say {100 * flat['information']:.1f} %",
+        ]
+    )

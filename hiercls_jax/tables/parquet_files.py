@@ -28,7 +28,7 @@ WRITTEN_BYTES = 2**25  # of a row group that is written; smaller ones are slow t
 
 def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tuple[int, Rows]:
     """Return the number of rows, and the function that reads them."""
-    arrow, parquet = _import(name)
+    arrow, parquet = import_arrow(name)
     with parquet.ParquetFile(name) as file:
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         schema = file.schema_arrow
@@ -54,7 +54,7 @@ def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tup
 
 def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarray | list[str]:
     """Return integers or names `[N]`."""
-    arrow, parquet = _import(name)
+    arrow, parquet = import_arrow(name)
     with parquet.ParquetFile(name) as file:
         check_rows(name, file.metadata.num_rows, rows)
         field, *more = schema = file.schema_arrow
@@ -77,7 +77,7 @@ def write_rows(
     path: Path, columns: Sequence[str], rows: int, dtype: np.dtype
 ) -> Iterator[Callable[[np.ndarray], object]]:
     """Yield a function that writes the next rows `[n, K]`."""
-    arrow, parquet = _import(str(path))
+    arrow, parquet = import_arrow(str(path))
     kind = arrow.string() if dtype.kind == "U" else arrow.from_numpy_dtype(dtype)
     schema = arrow.schema([(column, kind) for column in columns])
     group = max(1, WRITTEN_BYTES // (dtype.itemsize or 32) // len(columns))
@@ -99,7 +99,7 @@ def write_rows(
         flush()
 
 
-def _import(name: str) -> tuple[ModuleType, ModuleType]:
+def import_arrow(name: str) -> tuple[ModuleType, ModuleType]:
     try:
         import pyarrow
         import pyarrow.parquet

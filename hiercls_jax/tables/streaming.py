@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
+from hiercls_jax.adaptation.answers import DECISIONS
 from hiercls_jax.adaptation.error_curve import winning_intervals
+from hiercls_jax.adaptation.stopping import Climb, climb_paths
 from hiercls_jax.metrics import coherence_gaps
 from hiercls_jax.tables import write_table
 from hiercls_jax.tables.adapter import Adapter
@@ -73,8 +75,23 @@ def sample_scores(
     return before, target
 
 
+def climb(tables: LevelTables, adapter: Adapter) -> Climb:
+    """Return the path of each sample's most probable leaf at alpha = 1, where the levels agree."""
+    pieces = [
+        climb_paths(adapter.target(levels), tables.hierarchy)
+        for _, levels in _chunks("climbing", tables, adapter.size)
+    ]
+    return Climb(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
+
+
 def write_adapted(
-    folder: Path, tables: LevelTables, adapter: Adapter, alpha: float, formats: Sequence[str]
+    folder: Path,
+    tables: LevelTables,
+    adapter: Adapter,
+    alpha: float,
+    formats: Sequence[str],
+    decision: str = "independent",
+    observe: Callable[[slice, list[np.ndarray]], None] | None = None,
 ) -> dict[str, dict]:
     """Adapt tables, and write `p_<level>` and `predictions` into a folder.
 
@@ -84,6 +101,9 @@ def write_adapted(
       adapter: for these levels.
       alpha: how far to adapt, from 0 to the adapter's largest.
       formats: one of `FORMATS` for each level; predictions have that of the last level.
+      decision: how predictions are made, a key of `DECISIONS`. A level below the answer has -1, or
+        an empty name.
+      observe: called with the rows of each chunk and its adapted levels.
 
     Returns:
       `coherence_gap` between neighbouring levels before and after, and `changed_predictions`, the
@@ -92,7 +112,8 @@ def write_adapted(
     hierarchy = tables.hierarchy
     names = None
     if formats[-1] in ("csv", "parquet"):
-        names = [np.array(names) for names in map(hierarchy.cut_names, range(hierarchy.num_levels))]
+        cuts = map(hierarchy.cut_names, range(hierarchy.num_levels))
+        names = [np.array([*cut, ""]) for cut in cuts]  # -1 is no class
     gaps = {when: np.zeros(hierarchy.num_levels - 1) for when in ("before", "after")}
     changed = np.zeros(hierarchy.num_levels, np.int64)
     with contextlib.ExitStack() as stack:
@@ -111,18 +132,20 @@ def write_adapted(
         write_predictions = open_(
             f"predictions.{formats[-1]}", hierarchy.levels, str if names else np.int32
         )
-        for _, levels in _chunks("adapting", tables, adapter.size):
+        for rows, levels in _chunks("adapting", tables, adapter.size):
             adapted = adapter.adapt(levels, alpha)
             for write, p in zip(writers, adapted, strict=True):
                 write(p)
-            before, after = hierarchy.cut_probs(levels), hierarchy.cut_probs(adapted)
-            old, new = ([p.argmax(axis=1) for p in cut] for cut in (before, after))
-            changed += np.sum(np.not_equal(old, new), axis=1)
-            for when, cut in (("before", before), ("after", after)):
+            if observe:
+                observe(rows, adapted)
+            old, new = (DECISIONS[decision](p, hierarchy) for p in (levels, adapted))
+            changed += np.sum(old != new, axis=0)
+            for when, probs in (("before", levels), ("after", adapted)):
+                cut = hierarchy.cut_probs(probs)
                 gaps[when] += len(cut[0]) * np.array([*coherence_gaps(cut, hierarchy).values()])
             if names:
-                new = [name[y] for name, y in zip(names, new, strict=True)]
-            write_predictions(np.stack(new, axis=1))
+                new = np.stack([name[y] for name, y in zip(names, new.T, strict=True)], axis=1)
+            write_predictions(new)
     pairs = [f"{a}/{b}" for a, b in zip(hierarchy.levels, hierarchy.levels[1:], strict=False)]
     return {
         "coherence_gap": {
