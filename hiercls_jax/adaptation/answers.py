@@ -128,20 +128,23 @@ DECISIONS: dict[str, Decision] = {
 }
 
 
-def answer_nodes(rows: ArrayLike, hierarchy: Hierarchy) -> np.ndarray:
-    """Return the node where each path ends, int32 `[N]`: its number in `nodes_of(hierarchy)`.
+def answer_nodes(rows: Any, hierarchy: Hierarchy) -> Any:
+    """Return the node where each path ends, integer `[...]`: its number in `nodes_of(hierarchy)`.
 
     Args:
-      rows: integer `[N, L]`, paths as the decisions return them, but not those of `independent`.
+      rows: integer `[..., L]`, paths as the decisions return them. Of `independent`, which returns
+        none, the node is the class of the last level.
       hierarchy: L levels.
     """
-    rows, nodes = np.asarray(rows), nodes_of(hierarchy)
-    node = np.full(len(rows), -1, np.int32)
+    xp = jax.numpy if isinstance(rows, jax.Array) else np
+    rows, nodes = xp.asarray(rows), nodes_of(hierarchy)
+    first = np.cumsum([0, *hierarchy.sizes])
+    node = xp.full(rows.shape[:-1], len(nodes.pairs) - 1)  # the root
     for level in range(hierarchy.num_levels):
-        cut = hierarchy.cut(level)
-        numbers = np.cumsum([0, *hierarchy.sizes])[cut[:, 0]] + cut[:, 1]
-        node = np.where(rows[:, level] >= 0, numbers[rows[:, level]], node)
-    return np.where(node < 0, len(nodes.pairs) - 1, node).astype(np.int32)
+        of_level, class_ = hierarchy.cut(level).T
+        row = rows[..., level]
+        node = xp.where(row >= 0, xp.asarray(first[of_level] + class_)[row], node)
+    return node
 
 
 def arrays(probs: Probs, hierarchy: Hierarchy) -> tuple[list[Any], Any]:

@@ -42,10 +42,9 @@ from typing import Any
 
 from absl import flags
 
-from hiercls_jax.adaptation.answers import DECISIONS
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.commands.command_line import CommandFlags, run_command
-from hiercls_jax.commands.target import define_target, read_target
+from hiercls_jax.commands.target import define_decision, define_target, read_target
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation.adapt_answers import find_answers
 from hiercls_jax.evaluation.adapt_tables import (
@@ -115,18 +114,12 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define(
         flags.DEFINE_float, "tune_fraction", None,
         "Share of the labelled rows, chosen at random, that alpha is tuned on; errors are measured "
-        "on the others. 1 tunes and measures on all rows: such errors are optimistic. Default: 0.5, "
-        "or a third with --target_accuracy.",
+        "on the others. 1 tunes and measures on all rows: such errors are optimistic. Default: "
+        "0.5, or a third with --target_accuracy.",
         lower_bound=0, upper_bound=1,
     )  # fmt: skip
     define(flags.DEFINE_enum, "method", "kl", list(RULES), "The rule that makes levels agree.")
-    define(
-        flags.DEFINE_enum, "decision", "independent", list(DECISIONS),
-        "How predictions are made. 'independent' takes the most probable class of each level, and "
-        "the levels may contradict each other; the others give one path of the tree: of the most "
-        "probable leaf, of the best child at each level, or of the node, on any level, with the "
-        "least expected distance to the truth.",
-    )  # fmt: skip
+    define_decision(options, "independent")
     define_target(options)
     define(
         flags.DEFINE_float, "calibrate_fraction", None,

@@ -145,7 +145,7 @@ def sample_outcomes(inputs: Inputs, measured: Measured) -> SampleOutcomes:
 def _split(
     rows: int, tune: bool, fraction: float, calibrate_fraction: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return bool `[rows]` three times: the rows to tune alpha on, to calibrate on, to measure on."""
+    """Return bool `[rows]` for the rows to tune alpha on, to calibrate on, and to measure on."""
     order = np.random.default_rng(SEED).permutation(rows)
     tuned = round(fraction * rows) if tune else 0
     calibrated = round(calibrate_fraction * rows)

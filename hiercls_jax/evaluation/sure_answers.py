@@ -15,6 +15,7 @@ from hiercls_jax.adaptation.stopping import (
     stop_climb,
     threshold_above,
 )
+from hiercls_jax.errors import UserError
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.hierarchy.nodes import node_names, node_numbers, nodes_of
 
@@ -29,17 +30,27 @@ class Target:
       accuracy: the share, in (0, 1).
       confidence: the share of calibration sets that shall keep it, in (0, 1); None for a promise on
         average.
+
+    Raises:
+      UserError: for a share outside (0, 1).
     """
 
     accuracy: float
     confidence: float | None = None
 
+    def __post_init__(self) -> None:
+        shares = ("target_accuracy", self.accuracy), ("confidence", self.confidence)
+        for name, value in shares:
+            if value is not None and not 0 < value < 1:
+                raise UserError(
+                    f"{name}={value:g}: allowed is a share between 0 and 1, such as 0.9"
+                )
+
     def __str__(self) -> str:
-        """Return the promise in words, after `right`."""
-        share = f"at least {100 * self.accuracy:g} % of the time"
-        if self.confidence is None:
-            return f"{share}, on average"
-        return f"{share}, with {100 * self.confidence:g} % confidence"
+        """Return the promise in words."""
+        sure = self.confidence
+        with_ = "on average" if sure is None else f"with {100 * sure:g} % confidence"
+        return f"{100 * self.accuracy:g} % right, {with_}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hiercls_jax.evaluation.sure_answers import Target
 from hiercls_jax.hierarchy import Hierarchy
 
 
@@ -67,24 +68,18 @@ def describe_answers(answers: Mapping[str, Any]) -> str:
     Args:
       answers: `answers` of `report.json`.
     """
-    low, high = answers["accuracy_interval"]
+    low, high = (100 * end for end in answers["accuracy_interval"])
     stops = ", ".join(
         f"{100 * share:.1f} % {'nothing' if level == 'root' else level}"
         for level, share in reversed(answers["answers_at"].items())
     )
-    target, sure = 100 * answers["target_accuracy"], answers["confidence"]
-    promise = f"{target:g} % " + (
-        "on average" if sure is None else f"with {100 * sure:g} % confidence"
-    )
-    flat = answers["leaf_or_nothing"]
-    return "\n".join(
-        [
-            f"answers: target {promise}; threshold {answers['threshold']:.4g}, calibrated on "
-            f"{answers['calibrated_on_rows']:,} rows, alpha = 1",
-            f"right on {answers['measured_on_rows']:,} other rows: {100 * answers['accuracy']:.1f} % "
-            f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
-            f"answers: {stops}",
-            f"they say {100 * answers['information']:.1f} % of what leaves say; leaves or nothing "
-            f"would say {100 * flat['information']:.1f} %",
-        ]
+    said, flat = (100 * of["information"] for of in (answers, answers["leaf_or_nothing"]))
+    promise = Target(answers["target_accuracy"], answers["confidence"])
+    return (
+        f"answers that shall be {promise}: threshold {answers['threshold']:.4g}, calibrated on "
+        f"{answers['calibrated_on_rows']:,} rows at alpha = 1\n"
+        f"right on {answers['measured_on_rows']:,} other rows: {100 * answers['accuracy']:.1f} % "
+        f"(95 % interval: {low:.1f} to {high:.1f} %)\n"
+        f"answers on each level: {stops}\n"
+        f"they say {said:.1f} % of what leaves say; leaves or nothing would say {flat:.1f} %"
     )
