@@ -46,7 +46,7 @@ from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.commands.command_line import CommandFlags, run_command
 from hiercls_jax.commands.target import define_decision, define_target, read_target
 from hiercls_jax.errors import UserError
-from hiercls_jax.evaluation.adapt_answers import find_answers
+from hiercls_jax.evaluation.adapt_answers import SureAnswers, find_answers
 from hiercls_jax.evaluation.adapt_tables import (
     Inputs,
     Measured,
@@ -55,10 +55,11 @@ from hiercls_jax.evaluation.adapt_tables import (
     sample_outcomes,
 )
 from hiercls_jax.evaluation.decisions import Tally
-from hiercls_jax.evaluation.sure_answers import Target
+from hiercls_jax.evaluation.sure_answers import Target, select
 from hiercls_jax.files import atomic_folder
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.report import figures, page
+from hiercls_jax.report.answer_contents import PageAnswers
 from hiercls_jax.report.page_contents import Page
 from hiercls_jax.report.terminal import describe_adaptation
 from hiercls_jax.runtime.environment import environment
@@ -66,7 +67,7 @@ from hiercls_jax.tables import FORMATS, open_table
 from hiercls_jax.tables.adapter import Adapter
 from hiercls_jax.tables.answer_files import answer_format, write_answers
 from hiercls_jax.tables.levels import LevelTables
-from hiercls_jax.tables.streaming import write_adapted
+from hiercls_jax.tables.streaming import climb, write_adapted
 
 SEE = "; see python -m hiercls_jax adapt --help"
 STOPPED = "stopped; nothing was written, and the same command begins anew"
@@ -198,7 +199,8 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
             title = f"{results['measured_on_rows']:,} samples, method {options.method}"
             figures.draw_curve(folder, results, hierarchy, title)
         if options.report:
-            page.write(folder / "report.html", _page(inputs, measured, results, arguments))
+            shown = _page(inputs, measured, answers, results, arguments)
+            page.write(folder / "report.html", shown)
         names = ", ".join(sorted(path.name for path in folder.iterdir()))
     return f"{describe_adaptation(results, hierarchy)}\nwrote to {out}: {names}"
 
@@ -313,13 +315,23 @@ def _check_space(base: Path, tables: LevelTables, formats: Sequence[str]) -> Non
 
 
 def _page(
-    inputs: Inputs, measured: Measured, results: dict[str, Any], arguments: Sequence[str]
+    inputs: Inputs,
+    measured: Measured,
+    answers: SureAnswers | None,
+    results: dict[str, Any],
+    arguments: Sequence[str],
 ) -> Page:
     validation, tuned = measured.held_out_curves(), int(measured.tuning.sum())
     if validation:
         chosen = f"tuned on {tuned:,} other rows"
     else:
         chosen = "tuned on these rows" if tuned else "not tuned"
+    paths = answers.climb if answers else climb(inputs.tables, inputs.adapter)
+    shown = PageAnswers(select(paths, measured.test))
+    if answers:
+        promise = Target(answers.results["target_accuracy"], answers.results["confidence"])
+        on = f"calibrated on {answers.results['calibrated_on_rows']:,} other rows, {promise}"
+        shown = PageAnswers(shown.climb, answers.threshold, on)
     return Page(
         f"{results['rows']:,} rows adapted by {results['method']}",
         inputs.tables.hierarchy,
@@ -330,7 +342,13 @@ def _page(
         validation=validation,
         record={
             "command": shlex.join(["python", "-m", "hiercls_jax", "adapt", *arguments]),
-            **{key: value for key, value in results.items() if key not in ("curve", "rows")},
+            **{
+                key: value
+                for key, value in results.items()
+                if key not in ("curve", "rows", "decisions", "answers")
+            },
             "environment": environment(),
         },
+        answers=shown,
+        decisions={"after": results["decisions"]} if "decisions" in results else None,
     )
