@@ -298,6 +298,11 @@ def _fractions(
             raise UserError("--calibrate_fraction is for --target_accuracy, which is not given")
         return 0.5 if tune is None else tune, 0.0
     tune = 1 / 3 if tune is None else tune
+    if tune == 1 and alpha is None:
+        raise UserError(
+            "--tune_fraction=1 leaves no labelled row for --target_accuracy to calibrate on; use "
+            "less, or give a number: --alpha=1"
+        )
     rest = 1 - tune if alpha is None else 1.0
     return tune, rest / 2 if calibrate is None else calibrate
 
