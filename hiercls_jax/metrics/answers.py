@@ -152,7 +152,7 @@ def mean_information(predicted: ArrayLike, hierarchy: Hierarchy) -> float:
     if not len(numbers):
         raise ValueError("there are no answers; needed are N > 0")
     most = float(nodes.information.max())
-    return mean(nodes.information[numbers]) / most if most else 0.0
+    return min(mean(nodes.information[numbers]) / most, 1.0) if most else 0.0  # or a rounding more
 
 
 def _scores(

@@ -7,7 +7,7 @@ tree.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hiercls_jax.adaptation.decision import lca_steps
+from hiercls_jax.adaptation.expected_height import lca_steps
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.metrics.checks import check_k, check_leaves, check_scores, mean
 
