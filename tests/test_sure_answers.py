@@ -229,6 +229,30 @@ def test_promises_that_cannot_be_kept(capsys, flags, message):
     assert re.search(message, fails(capsys, *base, *flags))
 
 
+def test_a_part_of_the_rows_has_labels(capsys):
+    """All rows get answers; only those with labels tune, calibrate and test."""
+    levels, labels, flags = save(TWO)
+    some = np.where(np.arange(N) % 3 == 0, labels, -1)
+    np.save("y.npy", some)
+    printed = succeeds(capsys, *flags, "--target_accuracy=0.7", "--report")
+    found = json.loads(Path("out/report.json").read_text())
+    assert found["labelled_rows"] == 100
+    assert [found[key] for key in ("rows", "tuned_on_rows", "measured_on_rows")] == [300, 33, 34]
+    assert found["answers"]["calibrated_on_rows"] == 33
+    assert "; 200 rows have no label" in printed
+    assert len(read_answers()) == N
+    # The labelled rows alone have the same results.
+    for name, values in zip(("kind", "animal", "y"), (*levels, labels), strict=True):
+        np.save(f"{name}.npy", values[::3])
+    succeeds(capsys, *flags, "--target_accuracy=0.7", "--out=alone")
+    alone = json.loads(Path("alone/report.json").read_text())
+    assert alone["test_error"] == found["test_error"]
+    assert alone["answers"]["threshold"] == pytest.approx(found["answers"]["threshold"])
+    assert alone["answers"]["by_class"] == found["answers"]["by_class"]
+    np.save("y.npy", np.full(100, -1))
+    assert "y.npy has no label" in fails(capsys, *flags, "--out=none")
+
+
 def test_labels_may_all_calibrate_or_test(capsys):
     """A given alpha tunes on no row; --calibrate_fraction says how many rows calibrate."""
     *_, flags = save(TWO)

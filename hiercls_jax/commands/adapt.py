@@ -104,7 +104,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define(
         flags.DEFINE_string, "labels", None,
         "The samples' true classes on the finest level (any leaves in a ragged hierarchy): one "
-        "column of indices or names.",
+        "column of indices or names. A row without a label has -1, or an empty cell.",
     )  # fmt: skip
     define(
         flags.DEFINE_string, "alpha", None,

@@ -43,14 +43,14 @@ def find_answers(inputs: Inputs, measured: Measured, target: Target) -> SureAnsw
     all_rows = climb(inputs.tables, inputs.adapter)
     labelled = LabelledClimb(all_rows, inputs.labels[-1], hierarchy)
     calibration, test = labelled.select(measured.calibration), labelled.select(measured.test)
+    known = measured.results["labelled_rows"]
     try:
         threshold = calibration.threshold(target)
         flat_threshold = calibration.flat_threshold(target)
     except StoppingError as error:
         raise UserError(
-            f"--target_accuracy: {error}; {int(measured.calibration.sum()):,} of "
-            f"{inputs.tables.rows:,} labelled rows are there to calibrate on, and "
-            "--calibrate_fraction takes more"
+            f"--target_accuracy: {error}; {int(measured.calibration.sum()):,} of {known:,} "
+            "labelled rows are there to calibrate on, and --calibrate_fraction takes more"
         ) from error
     curve, flat = test.curves()
     flat_risk, flat_coverage = flat.at(flat_threshold)

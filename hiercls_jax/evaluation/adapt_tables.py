@@ -11,7 +11,7 @@ from hiercls_jax.adaptation.error_curve import StepFunction, curve_of_intervals
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation.evaluate import errors_at_settings, sample_curves
 from hiercls_jax.evaluation.outcomes import SampleOutcomes, sample_rows
-from hiercls_jax.tables import read_labels
+from hiercls_jax.tables import NO_CLASS, TableError, read_labels
 from hiercls_jax.tables.adapter import Adapter
 from hiercls_jax.tables.levels import LevelTables
 from hiercls_jax.tables.streaming import measure_intervals, predict, sample_scores
@@ -26,7 +26,8 @@ class Inputs:
     Args:
       tables: N samples on L levels.
       adapter: the rule, compiled for these levels.
-      labels: L integer arrays `[N]`, positions in the level's cut; None without labels.
+      labels: L integer arrays `[N]`, positions in the level's cut, -1 for a sample without a label;
+        None without labels.
     """
 
     tables: LevelTables
@@ -66,11 +67,17 @@ class Measured:
 def read_level_labels(name: str, tables: LevelTables) -> tuple[np.ndarray, ...]:
     """Read the leaf of each sample, and return int32 `[N]` per level: positions in its cut.
 
+    A sample without a label has -1.
+
     Raises:
-      TableError: if the file is not a column of N leaves.
+      TableError: if the file is not a column of N leaves, some of which may be missing.
     """
     leaf_ids = read_labels(name, tables.hierarchy.leaf_names, tables.rows)
-    return tables.hierarchy.labels(leaf_ids)
+    known = leaf_ids >= 0
+    if not known.any():
+        raise TableError(f"{name} has no label; at least one is needed")
+    labels = tables.hierarchy.labels(np.where(known, leaf_ids, 0))
+    return tuple(np.where(known, of_level, NO_CLASS).astype(np.int32) for of_level in labels)
 
 
 def measure(
@@ -84,8 +91,9 @@ def measure(
     Args:
       inputs: N samples.
       alpha: the alpha to adapt by; None to tune it, which needs labels.
-      tune_fraction: share of the rows, chosen at random, that alpha is tuned on, in [0, 1]. Errors
-        are measured on the other rows, or on all of them if it is 1 or `alpha` is given.
+      tune_fraction: share of the labelled rows, chosen at random, that alpha is tuned on, in
+        [0, 1]. Errors are measured on the other labelled rows, or on all of them if it is 1 or
+        `alpha` is given.
       calibrate_fraction: share of the rows, chosen at random among those that alpha is not tuned
         on, to calibrate a threshold on, in [0, 1). Nothing is measured on them.
 
@@ -100,10 +108,15 @@ def measure(
             raise ValueError("alpha is None, to be tuned; that needs labels")
         nothing = np.zeros(inputs.tables.rows, bool)
         return Measured(alpha, nothing, nothing, ~nothing, None, {}, largest)
-    rows = inputs.tables.rows
-    tuning, calibration, test = _split(rows, alpha is None, tune_fraction, calibrate_fraction)
-    intervals = measure_intervals(inputs.tables, inputs.adapter, inputs.labels)
+    known = inputs.labels[-1] >= 0
+    tuning, calibration, test = (
+        _among(known, rows)
+        for rows in _split(int(known.sum()), alpha is None, tune_fraction, calibrate_fraction)
+    )
+    labels = [np.maximum(of_level, 0) for of_level in inputs.labels]
+    intervals = measure_intervals(inputs.tables, inputs.adapter, labels)
     results: dict[str, Any] = {
+        "labelled_rows": int(known.sum()),
         "measured_on_rows": int(test.sum()),
         "tuned_on_rows": int(tuning.sum()),
     }
@@ -166,6 +179,13 @@ def _split(
             )
         )
     return tuning, calibration, test
+
+
+def _among(known: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return bool `[N]` for rows, a bool for each of those that are True in `known`, `[N]`."""
+    among = np.zeros(len(known), bool)
+    among[known] = rows
+    return among
 
 
 def _curves(intervals: np.ndarray, rows: np.ndarray, largest: float) -> list[StepFunction]:

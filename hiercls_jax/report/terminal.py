@@ -49,13 +49,16 @@ def describe_adaptation(results: Mapping[str, Any], hierarchy: Hierarchy) -> str
         lines.append(f"predictions changed, {level}: {100 * share:.2f} %")
     if "test_error" in results:
         tuned, measured = results["tuned_on_rows"], results["measured_on_rows"]
+        labelled = results.get("labelled_rows", results["rows"])
         if not tuned:
-            note = f"errors of all {measured:,} rows"
-        elif tuned == measured == results["rows"]:
+            note = f"errors of {'all ' * (measured == labelled)}{measured:,} rows"
+        elif tuned == measured == labelled:
             note = f"alpha was tuned on the same {tuned:,} rows: these errors are optimistic"
         else:
-            others = "the other" if tuned + measured == results["rows"] else "another"
+            others = "the other" if tuned + measured == labelled else "another"
             note = f"alpha was tuned on {tuned:,} random rows; errors of {others} {measured:,}"
+        if labelled < results["rows"]:
+            note += f"; {results['rows'] - labelled:,} rows have no label"
         lines += ["", error_table(results, hierarchy), note]
     if "answers" in results:
         lines += ["", describe_answers(results["answers"])]

@@ -53,7 +53,7 @@ def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tup
 
 
 def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarray | list[str]:
-    """Return integers or names `[N]`."""
+    """Return integers or names `[N]`; for null -1, or an empty name."""
     arrow, parquet = import_arrow(name)
     with parquet.ParquetFile(name) as file:
         check_rows(name, file.metadata.num_rows, rows)
@@ -61,15 +61,12 @@ def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarr
         if more:
             raise TableError(f"{name}: columns {preview(schema.names)}, allowed is one")
         column = file.read().column(0)
-    if column.null_count:
-        row = column.is_null().to_pylist().index(True)
-        raise TableError(f"{name}, row {row} (from 0): no value, allowed are classes")
     values = column.to_pylist()
-    if all(isinstance(value, str) for value in values):
-        return values
+    if all(value is None or isinstance(value, str) for value in values):
+        return [value or "" for value in values]
     if not arrow.types.is_integer(field.type):
         raise TableError(f"{name}: {field.type}, allowed are integers or class names")
-    return np.array(values)
+    return np.array([-1 if value is None else value for value in values])
 
 
 @contextlib.contextmanager
