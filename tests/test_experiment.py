@@ -32,7 +32,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 RESNET = {
     "schedule": "step", "learning_rate": 0.1, "decay_at": [0.5, 0.75], "decay_factor": 0.1,
     "warmup_steps": 400, "warmup_learning_rate": 0.01, "momentum": 0.9, "nesterov": False,
-    "weight_decay": 1e-4,
+    "weight_decay": 1e-4, "peak_at": None, "muon_learning_rate": None, "muon_momentum": 0.6,
+    "muon_steps": 3, "lookahead": None,
 }  # fmt: skip
 
 
@@ -82,7 +83,11 @@ def test_a_record_of_an_older_version_is_complete():
     flat = flatten(compose("merge1", "quick"))
     used = {
         "dtype": "float32", "adapt.rule": "kl", "data.reflect": False, "data.mirror_mean": False,
-        "train.label_smoothing": 0.0, "train.parts": 1,
+        "train.label_smoothing": 0.0, "train.parts": 1, "train.sizes": [],
+        "data.alternate_mirror": False, "optimizer.muon_learning_rate": None,
+        "optimizer.muon_momentum": 0.6, "optimizer.muon_steps": 3, "optimizer.lookahead": None,
+        "optimizer.decay_at": None, "optimizer.decay_factor": 0.1, "optimizer.warmup_steps": 0,
+        "optimizer.warmup_learning_rate": 0.01,
     }  # fmt: skip
     older = {key: value for key, value in flat.items() if key not in used}
     assert flatten(unflatten(older)) == flat
@@ -134,7 +139,7 @@ def test_the_quick_preset():
     }  # fmt: skip
     assert expected.items() <= flatten(config).items()
     assert config.train.epochs <= 10
-    assert "decay_at" not in config.optimizer
+    assert config.optimizer.decay_at is None
 
 
 def test_arguments_win_over_presets():
@@ -163,7 +168,10 @@ def test_densenet_gets_its_own_recipe():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("quik", "unknown config argument 'quik'; allowed are quick, cpu, and arch=…, dataset=…"),
+        (
+            "quik",
+            "unknown config argument 'quik'; allowed are quick, cpu, fast, and arch=…, dataset=…",
+        ),
         ("lr=0.1", "'lr=0.1'; allowed are.*any other field is set by --config.<field>=…"),
         ("quick=1", "unknown config argument 'quick=1'"),
         ("arch", "unknown config argument 'arch'"),
@@ -237,7 +245,10 @@ def test_a_config_is_locked():
             {"optimizer__schedule": "cosine"},
             "optimizer.schedule must be one of step, onecycle, linear, not 'cosine'",
         ),
-        ({"optimizer__schedule": "onecycle"}, "onecycle needs optimizer.peak_at"),
+        (
+            {"optimizer__schedule": "onecycle"},
+            "onecycle needs optimizer.peak_at, which is not set; set --config.optimizer.peak_at=0",
+        ),
         ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate must be above 0 .*, not 0.0"),
         (
             {"optimizer__learning_rate": float("nan")},
@@ -262,6 +273,12 @@ def test_a_config_is_locked():
         ({"optimizer__muon_learning_rate": 0.0}, "muon_learning_rate must be above 0 .*, not 0.0"),
         ({"optimizer__muon_momentum": 1.0}, "muon_momentum must be at least 0 and below 1"),
         ({"optimizer__muon_steps": 0}, "muon_steps must be from 1 to 20, not 0"),
+        ({"optimizer__lookahead": 0}, "lookahead must be at least 1 .*, not 0"),
+        ({"train__sizes": (20, 0.4)}, r"sizes must be pairs \(pixels, fraction .*not \(20, 0.4\)"),
+        ({"train__sizes": ((0, 0.4),)}, r"sizes must be pairs .*not \(\(0, 0.4\),\)"),
+        ({"train__sizes": ((20.5, 0.4),)}, "sizes must be pairs .*not"),
+        ({"train__sizes": ((20, 1.0),)}, "increasing and below 1.*not"),
+        ({"train__sizes": ((20, 0.4), (24, 0.4))}, "increasing and below 1.*not"),
         ({"train__epochs": 2**31}, r"below 2\*\*31, not 2147483648"),
         ({"train__loss_weights": (1.0, 1e39)}, "numbers of at least 0"),
         ({"run__save_minutes": float("nan")}, "run.save_minutes must be above 0, not nan"),
@@ -315,9 +332,41 @@ def test_a_family_s_recipe_has_parts_for_its_own_batch():
     check_devices(config, 2)
     assert (config.train.batch, config.train.parts, config.train.label_smoothing) == (1024, 8, 0.25)
     assert (config.data.reflect, config.data.mirror_mean) == (True, True)
+    assert (config.data.alternate_mirror, config.train.sizes) == (True, ((20, 0.4),))
     assert (config.optimizer.schedule, config.optimizer.muon_learning_rate) == ("linear", 0.18)
     assert compose("merge2", "arch=fast11,batch=100").train.parts == 1
     assert compose("merge2", "quick,arch=fast11").train.parts == 1
+
+
+def test_the_fast_preset_is_the_family_on_cifar100():
+    """`fast` names the family's network and data set; `width` changes the network alone."""
+    fast, narrow = compose("merge2", "fast"), compose("merge2", "fast,width=0.5")
+    check(narrow)
+    assert (fast.model.arch, fast.data.dataset, fast.model.width) == ("fast11", "cifar100", 1.0)
+    assert flatten(narrow) == flatten(fast) | {
+        "model.width": 0.5, "workdir": "runs/merge2-fast-width-0.5",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="toy4 has no width; it has no options"):
+        compose("merge2", "arch=toy4,width=0.5")
+    with pytest.raises(ConfigError, match="'width=wide': width is a number"):
+        compose("merge2", "fast,width=wide")
+
+
+def test_every_family_can_use_every_field_of_the_recipe():
+    """ResNet with Muon, lookahead and a linear schedule passes the check; so does `step` for Fast.
+
+    Images that are too small for the architecture are refused.
+    """
+    fields = {
+        "optimizer__muon_learning_rate": 0.1, "optimizer__lookahead": 5,
+        "optimizer__schedule": "linear", "optimizer__peak_at": 0.2, "train__sizes": [[8, 0.5]],
+        "data__alternate_mirror": True,
+    }  # fmt: skip
+    check(changed(compose("merge1"), **fields))
+    by_steps = {"optimizer__schedule": "step", "optimizer__decay_at": (0.5,)}
+    check(changed(compose("merge1", "fast"), **by_steps))
+    with pytest.raises(ConfigError, match="of 12 pixels; fast11 needs at least 13"):
+        check(changed(compose("merge1", "fast"), train__sizes=((20, 0.2), (12, 0.4))))
 
 
 def test_identity_ignores_where_and_how():

@@ -639,7 +639,7 @@ def test_labels_by_index_and_by_name(tmp_path, suffix):
     ("values", "message"),
     [
         ([0, 1, 3], "row 2 (from 0): unknown class 3; allowed are 0 to 2, or the names 'a'"),
-        ([0, -1, 3], "row 1 (from 0): unknown class -1; allowed are 0 to 2"),
+        ([0, -2, 3], "row 1 (from 0): unknown class -2; allowed are 0 to 2"),
         (
             ["a", "b", "d"],
             "row 2 (from 0): unknown class 'd'; allowed are 0 to 2, or the names 'a'",
@@ -670,6 +670,32 @@ def test_labels_in_csv(tmp_path):
     assert "row 1 (from 0): 2 cells, allowed is one" in fails(read_labels, str(path), "abc")
 
 
+def test_samples_without_labels(tmp_path):
+    """-1, an empty cell, null, and a blank line where there would be too few rows, are no label."""
+    path = tmp_path / "y.csv"
+    for text, wanted in (
+        ('b\n""\na\n', [1, -1, 0]),
+        ("1\n-1\n0\n", [1, -1, 0]),
+        ('kind\n1\n""\n0\n', [1, -1, 0]),
+        ("b\n\na\n", [1, -1, 0]),
+        ("b\n\na\n\n\n", [1, -1, 0]),
+        ("kind\n\nb\na\n", [-1, 1, 0]),
+        ("b\na\n\n", [1, 0, -1]),
+        ("kind\n\nb\n\na\n\na\n", [1, 0, 0]),  # rows enough without the blank lines
+    ):
+        path.write_text(text)
+        assert read_labels(str(path), ("a", "b"), 3).tolist() == wanted, text
+    path.write_text("b\n\n\n\na\n")
+    assert "has 5 rows, allowed is one for each of 3 samples" in fails(
+        read_labels, str(path), "ab", 3
+    )
+    np.save(tmp_path / "y.npy", [1, -1, 0])
+    assert read_labels(str(tmp_path / "y.npy"), "ab").tolist() == [1, -1, 0]
+    for values in ([1, None, 0], ["b", None, "a"]):
+        pq.write_table(pa.table({"y": values}), tmp_path / "y.parquet")
+        assert read_labels(str(tmp_path / "y.parquet"), "ab").tolist() == [1, -1, 0]
+
+
 @pytest.mark.parametrize(
     ("save", "message"),
     [
@@ -686,17 +712,13 @@ def test_labels_in_csv(tmp_path):
             "columns 'a', 'b', allowed is one",
         ),
         (
-            lambda path: pq.write_table(pa.table({"a": [1, None]}), path / "y.parquet"),
-            "row 1 (from 0): no value",
-        ),
-        (
             lambda path: pq.write_table(pa.table({"a": [1.0]}), path / "y.parquet"),
             "double, allowed are integers or class names",
         ),
     ],
 )
 def test_labels_that_are_none(tmp_path, save, message):
-    """Numbers that are no integers, several columns and missing values are refused."""
+    """Numbers that are no integers, and several columns, are refused."""
     save(tmp_path)
     (path,) = tmp_path.iterdir()
     error = fails(read_labels, str(path), ("a", "b", "c"))

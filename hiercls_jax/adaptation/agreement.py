@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from hiercls_jax.hierarchy import Hierarchy
 
 LEAST_ROWS = 100  # rows below which the check says nothing
 SIGNIFICANCE = 1e-3  # probability at which a better assignment is no longer chance
-UNRELATED = 0.01  # of answers that say nothing of each other, the share that seem related
+UNRELATED = 0.05  # Cohen's kappa below which levels hardly speak of the same rows and classes
 LARGEST = 2000  # classes of a level above which it is not checked: the counts would fill memory
 
 
@@ -106,10 +106,10 @@ def describe_disagreement(meetings: Sequence[np.ndarray], hierarchy: Hierarchy) 
                 f"other classes: {', '.join(listed)}{more}; check the order of the columns of "
                 "both levels"
             )
-        elif agree <= binom.isf(UNRELATED, rows, _by_chance(total)):
+        elif _largest_kappa(agree / rows, _by_chance(total), rows) < UNRELATED:
             warnings.append(
-                f"{said}, no more often than by chance ({100 * _by_chance(total):.1f} %); check "
-                "the order of the columns, and whether the rows are the same, in both levels"
+                f"{said}, hardly more often than by chance ({100 * _by_chance(total):.1f} %); "
+                "check the order of the columns, and whether the rows are the same, in both levels"
             )
     return warnings
 
@@ -124,3 +124,11 @@ def _assign(meetings: np.ndarray) -> np.ndarray:
 def _by_chance(total: np.ndarray) -> float:
     """Return how often answers would agree if those of one level said nothing of the other."""
     return float(total.sum(axis=1) @ total.sum(axis=0)) / float(total.sum()) ** 2
+
+
+def _largest_kappa(agree: float, chance: float, rows: int) -> float:
+    """Return the upper end of the 98 % interval of (agree - chance) / (1 - chance)."""
+    if chance == 1:
+        return 1.0  # both levels always give the same answer
+    deviation = np.sqrt(chance * (1 - chance) / rows)
+    return float((agree + norm.isf(0.01) * deviation - chance) / (1 - chance))

@@ -23,9 +23,14 @@ labels it grows by 16 bytes per row and level, with --report by 40.
 
 DIR gets these files: p_LEVEL (adapted probabilities, float32); predictions (a column per level:
 class indices in .npy and .npz, names in CSV and Parquet); report.json; with labels, alpha_curve.png
-and .svg; with --report, report.html, one page that shows for any alpha how predictions change and,
-with labels, which become right and wrong. DIR appears when all of them are complete; if anything
-goes wrong, nothing is left behind.
+and .svg; with --target_accuracy, answers.csv or answers.parquet; with --report, report.html, one
+page that shows for any alpha how predictions change and, with labels, which become right and wrong.
+DIR appears when all of them are complete; if anything goes wrong, nothing is left behind.
+
+--target_accuracy=0.9 gives each row one answer that is right 90 % of the time: its most probable
+leaf if that is sure enough, else the nearest class above it that is, or nothing at all. Answers use
+alpha = 1, where the levels agree. The labelled rows are split in three: alpha is tuned on the first
+third, the least probability of an answer is chosen on the second, and all is measured on the last.
 
 Exit status: 0 done; 1 an error that the one line on stderr explains; 2 a wrong command line; 130
 stopped by Ctrl-C, 143 by SIGTERM.
@@ -44,8 +49,10 @@ from absl import flags
 
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.commands.command_line import CommandFlags, run_command
+from hiercls_jax.commands.target import define_decision, define_target, read_target
 from hiercls_jax.errors import UserError, one_line
 from hiercls_jax.evaluation import own_classes
+from hiercls_jax.evaluation.adapt_answers import SureAnswers, find_answers
 from hiercls_jax.evaluation.adapt_tables import (
     Inputs,
     Measured,
@@ -53,18 +60,22 @@ from hiercls_jax.evaluation.adapt_tables import (
     read_level_labels,
     sample_outcomes,
 )
+from hiercls_jax.evaluation.decisions import Tally
 from hiercls_jax.evaluation.own_classes import OwnClasses
+from hiercls_jax.evaluation.sure_answers import Target, select
 from hiercls_jax.files import atomic_folder
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.report import figures, page
+from hiercls_jax.report.answer_contents import PageAnswers
 from hiercls_jax.report.page_contents import Page
 from hiercls_jax.report.terminal import describe_adaptation
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.tables import FORMATS, open_table
 from hiercls_jax.tables.adapter import Adapter, chunk_size
+from hiercls_jax.tables.answer_files import answer_format, write_answers
 from hiercls_jax.tables.columns import read_names
 from hiercls_jax.tables.levels import LevelTables, level_columns
-from hiercls_jax.tables.streaming import write_adapted
+from hiercls_jax.tables.streaming import climb, write_adapted
 
 SEE = "; see python -m hiercls_jax adapt --help"
 STOPPED = "stopped; nothing was written, and the same command begins anew"
@@ -111,7 +122,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define(
         flags.DEFINE_string, "labels", None,
         "The samples' true classes on the finest level (any leaves in a ragged hierarchy): one "
-        "column of indices or names.",
+        "column of indices or names. A row without a label has -1, or an empty cell.",
     )  # fmt: skip
     define(
         flags.DEFINE_string, "alpha", None,
@@ -120,12 +131,21 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
         "are labels, else 1.",
     )  # fmt: skip
     define(
-        flags.DEFINE_float, "tune_fraction", 0.5,
+        flags.DEFINE_float, "tune_fraction", None,
         "Share of the labelled rows, chosen at random, that alpha is tuned on; errors are measured "
-        "on the others. 1 tunes and measures on all rows: such errors are optimistic.",
+        "on the others. 1 tunes and measures on all rows: such errors are optimistic. Default: "
+        "0.5, or a third with --target_accuracy.",
         lower_bound=0, upper_bound=1,
     )  # fmt: skip
     define(flags.DEFINE_enum, "method", "kl", list(RULES), "The rule that makes levels agree.")
+    define_decision(options, "independent")
+    define_target(options)
+    define(
+        flags.DEFINE_float, "calibrate_fraction", None,
+        "Share of the labelled rows that --target_accuracy calibrates on, chosen at random among "
+        "those that alpha is not tuned on. Default: half of those.",
+        lower_bound=0, upper_bound=1,
+    )  # fmt: skip
     define(flags.DEFINE_bool, "logits", False, "The tables hold logits, not probabilities.")
     define(flags.DEFINE_bool, "renormalize", False, "Divide each row by its sum.")
     define(
@@ -172,13 +192,26 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
     files = _level_files(hierarchy, options)
     inputs = _open_inputs(hierarchy, files, options, base)
     hierarchy = inputs.tables.hierarchy
+    target = read_target(options)
     given = _given_alpha(options.alpha, inputs)
+    if target:
+        _check_target(inputs, given)
     formats = [options.format or table.format for table in inputs.tables.tables]
     _check_space(base, inputs.tables, formats)
 
-    measured = measure(inputs, given, options.tune_fraction)
+    measured = measure(inputs, given, *_fractions(options, given, target))
+    answers = find_answers(inputs, measured, target) if target else None
+    tally = None
+    if inputs.labels is not None:
+        tally = Tally(measured.test, inputs.labels[-1], hierarchy)
     with atomic_folder(out, inside=base) as folder:
-        written = write_adapted(folder, inputs.tables, inputs.adapter, measured.alpha, formats)
+        written = write_adapted(
+            folder, inputs.tables, inputs.adapter, measured.alpha, formats, options.decision,
+            tally.add if tally else None,
+        )  # fmt: skip
+        if answers:
+            path = folder / f"answers.{answer_format(formats[-1])}"
+            write_answers(path, answers.climb, hierarchy, answers.threshold)
         results = {
             "hierarchy": options.hierarchy,
             "tables": dict(zip(hierarchy.levels, files, strict=True)),
@@ -186,19 +219,23 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
             "logits": options.logits,
             "renormalize": options.renormalize,
             "method": options.method,
+            "decision": options.decision,
             "rows": inputs.tables.rows,
             "id": inputs.tables.ids and inputs.tables.ids.name,
             "alpha": measured.alpha,
             **inputs.changed,
             **measured.results,
             **written,
+            **({"decisions": tally.results()} if tally else {}),
+            **({"answers": answers.results} if answers else {}),
         }
         (folder / "report.json").write_text(json.dumps(results, indent=1) + "\n")
         if options.labels:
             title = f"{results['measured_on_rows']:,} samples, method {options.method}"
             figures.draw_curve(folder, results, hierarchy, title)
         if options.report:
-            page.write(folder / "report.html", _page(inputs, measured, results, arguments))
+            shown = _page(inputs, measured, answers, results, arguments)
+            page.write(folder / "report.html", shown)
         for warning in results["warnings"]:
             print(f"warning: {one_line(warning)}", file=sys.stderr)
         names = ", ".join(sorted(path.name for path in folder.iterdir()))
@@ -303,6 +340,36 @@ def _given_alpha(text: str | None, inputs: Inputs) -> float | None:
     return alpha
 
 
+def _check_target(inputs: Inputs, alpha: float | None) -> None:
+    """Reject a target accuracy without labels, and one of levels that do not agree."""
+    if inputs.labels is None:
+        raise UserError("--target_accuracy needs --labels=file, from which it learns when to stop")
+    if alpha not in (None, 1.0):
+        raise UserError(
+            f"--target_accuracy with --alpha={alpha:g}: its promise needs levels that agree; use "
+            "--alpha=1, or --alpha=tune, which tunes alpha for the tables alone"
+        )
+
+
+def _fractions(
+    options: flags.FlagValues, alpha: float | None, target: Target | None
+) -> tuple[float, float]:
+    """Return the shares of the labelled rows to tune alpha on, and to calibrate on."""
+    tune, calibrate = options.tune_fraction, options.calibrate_fraction
+    if target is None:
+        if calibrate is not None:
+            raise UserError("--calibrate_fraction is for --target_accuracy, which is not given")
+        return 0.5 if tune is None else tune, 0.0
+    tune = 1 / 3 if tune is None else tune
+    if tune == 1 and alpha is None:
+        raise UserError(
+            "--tune_fraction=1 leaves no labelled row for --target_accuracy to calibrate on; use "
+            "less, or give a number: --alpha=1"
+        )
+    rest = 1 - tune if alpha is None else 1.0
+    return tune, rest / 2 if calibrate is None else calibrate
+
+
 def _check_space(base: Path, tables: LevelTables, formats: Sequence[str]) -> None:
     """Reject a disk without room for the arrays; other formats have no size beforehand."""
     sizes = zip(tables.hierarchy.sizes, formats, strict=True)
@@ -316,13 +383,23 @@ def _check_space(base: Path, tables: LevelTables, formats: Sequence[str]) -> Non
 
 
 def _page(
-    inputs: Inputs, measured: Measured, results: dict[str, Any], arguments: Sequence[str]
+    inputs: Inputs,
+    measured: Measured,
+    answers: SureAnswers | None,
+    results: dict[str, Any],
+    arguments: Sequence[str],
 ) -> Page:
     validation, tuned = measured.held_out_curves(), int(measured.tuning.sum())
     if validation:
         chosen = f"tuned on {tuned:,} other rows"
     else:
         chosen = "tuned on these rows" if tuned else "not tuned"
+    paths = answers.climb if answers else climb(inputs.tables, inputs.adapter)
+    shown = PageAnswers(select(paths, measured.test))
+    if answers:
+        promise = Target(answers.results["target_accuracy"], answers.results["confidence"])
+        on = f"calibrated on {answers.results['calibrated_on_rows']:,} other rows, {promise}"
+        shown = PageAnswers(shown.climb, answers.threshold, on)
     return Page(
         f"{results['rows']:,} rows adapted by {results['method']}",
         inputs.tables.hierarchy,
@@ -334,7 +411,13 @@ def _page(
         warnings=results["warnings"],
         record={
             "command": shlex.join(["python", "-m", "hiercls_jax", "adapt", *arguments]),
-            **{key: value for key, value in results.items() if key not in ("curve", "rows")},
+            **{
+                key: value
+                for key, value in results.items()
+                if key not in ("curve", "rows", "decisions", "answers")
+            },
             "environment": environment(),
         },
+        answers=shown,
+        decisions={"after": results["decisions"]} if "decisions" in results else None,
     )

@@ -11,7 +11,7 @@ from hiercls_jax.adaptation.error_curve import StepFunction, curve_of_intervals
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation.evaluate import errors_at_settings, sample_curves
 from hiercls_jax.evaluation.outcomes import SampleOutcomes, sample_rows
-from hiercls_jax.tables import read_labels
+from hiercls_jax.tables import NO_CLASS, TableError, read_labels
 from hiercls_jax.tables.adapter import Adapter
 from hiercls_jax.tables.levels import LevelTables
 from hiercls_jax.tables.streaming import measure_intervals, predict, sample_scores
@@ -26,7 +26,8 @@ class Inputs:
     Args:
       tables: N samples on L levels.
       adapter: the rule, compiled for these levels.
-      labels: L integer arrays `[N]`, positions in the level's cut; None without labels.
+      labels: L integer arrays `[N]`, positions in the level's cut, -1 for a sample without a label;
+        None without labels.
       changed: what was done about other classes than in training, in JSON's types.
     """
 
@@ -43,6 +44,7 @@ class Measured:
     Args:
       alpha: given, or tuned on `tuning`.
       tuning: bool `[N]`, the rows that alpha was tuned on.
+      calibration: bool `[N]`, the rows that a threshold is calibrated on.
       test: bool `[N]`, the rows that errors are measured on; without labels, all rows.
       intervals: float64 `[L, N, 2]`, as `measure_intervals` returns them; None without labels.
       results: the errors, in JSON's types; empty without labels.
@@ -51,6 +53,7 @@ class Measured:
 
     alpha: float
     tuning: np.ndarray
+    calibration: np.ndarray
     test: np.ndarray
     intervals: np.ndarray | None
     results: dict[str, Any]
@@ -66,21 +69,35 @@ class Measured:
 def read_level_labels(name: str, tables: LevelTables) -> tuple[np.ndarray, ...]:
     """Read the leaf of each sample, and return int32 `[N]` per level: positions in its cut.
 
+    A sample without a label has -1.
+
     Raises:
-      TableError: if the file is not a column of N leaves.
+      TableError: if the file is not a column of N leaves, some of which may be missing.
     """
     leaf_ids = read_labels(name, tables.hierarchy.leaf_names, tables.rows)
-    return tables.hierarchy.labels(leaf_ids)
+    known = leaf_ids >= 0
+    if not known.any():
+        raise TableError(f"{name} has no label; at least one is needed")
+    labels = tables.hierarchy.labels(np.where(known, leaf_ids, 0))
+    return tuple(np.where(known, of_level, NO_CLASS).astype(np.int32) for of_level in labels)
 
 
-def measure(inputs: Inputs, alpha: float | None, tune_fraction: float) -> Measured:
+def measure(
+    inputs: Inputs,
+    alpha: float | None,
+    tune_fraction: float,
+    calibrate_fraction: float = 0.0,
+) -> Measured:
     """Choose alpha, and measure every level's errors on rows that had no part in the choice.
 
     Args:
       inputs: N samples.
       alpha: the alpha to adapt by; None to tune it, which needs labels.
-      tune_fraction: share of the rows, chosen at random, that alpha is tuned on, in [0, 1]. Errors
-        are measured on the other rows, or on all of them if it is 1 or `alpha` is given.
+      tune_fraction: share of the labelled rows, chosen at random, that alpha is tuned on, in
+        [0, 1]. Errors are measured on the other labelled rows, or on all of them if it is 1 or
+        `alpha` is given.
+      calibrate_fraction: share of the rows, chosen at random among those that alpha is not tuned
+        on, to calibrate a threshold on, in [0, 1). Nothing is measured on them.
 
     Raises:
       UserError: if no row is left to tune alpha on, or to measure errors on.
@@ -92,10 +109,16 @@ def measure(inputs: Inputs, alpha: float | None, tune_fraction: float) -> Measur
         if alpha is None:
             raise ValueError("alpha is None, to be tuned; that needs labels")
         nothing = np.zeros(inputs.tables.rows, bool)
-        return Measured(alpha, nothing, ~nothing, None, {}, largest)
-    tuning, test = _split(inputs.tables.rows, alpha is None, tune_fraction)
-    intervals = measure_intervals(inputs.tables, inputs.adapter, inputs.labels)
+        return Measured(alpha, nothing, nothing, ~nothing, None, {}, largest)
+    known = inputs.labels[-1] >= 0
+    tuning, calibration, test = (
+        _among(known, rows)
+        for rows in _split(int(known.sum()), alpha is None, tune_fraction, calibrate_fraction)
+    )
+    labels = [np.maximum(of_level, 0) for of_level in inputs.labels]
+    intervals = measure_intervals(inputs.tables, inputs.adapter, labels)
     results: dict[str, Any] = {
+        "labelled_rows": int(known.sum()),
         "measured_on_rows": int(test.sum()),
         "tuned_on_rows": int(tuning.sum()),
     }
@@ -108,7 +131,7 @@ def measure(inputs: Inputs, alpha: float | None, tune_fraction: float) -> Measur
     curves = _curves(intervals, test, largest)
     results["test_error"] = errors_at_settings(curves, hierarchy, alpha, name)
     results["curve"] = sample_curves(curves, hierarchy)
-    return Measured(alpha, tuning, test, intervals, results, largest)
+    return Measured(alpha, tuning, calibration, test, intervals, results, largest)
 
 
 def sample_outcomes(inputs: Inputs, measured: Measured) -> SampleOutcomes:
@@ -136,19 +159,37 @@ def sample_outcomes(inputs: Inputs, measured: Measured) -> SampleOutcomes:
     )
 
 
-def _split(rows: int, tune: bool, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return bool `[rows]` twice: the rows to tune alpha on, and those to measure errors on."""
-    tuning = np.zeros(rows, bool)
-    if tune:
-        order = np.random.default_rng(SEED).permutation(rows)
-        tuning = order < round(fraction * rows)
-    test = ~tuning | (fraction == 1)
+def _split(
+    rows: int, tune: bool, fraction: float, calibrate_fraction: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return bool `[rows]` for the rows to tune alpha on, to calibrate on, and to measure on."""
+    order = np.random.default_rng(SEED).permutation(rows)
+    tuned = round(fraction * rows) if tune else 0
+    calibrated = round(calibrate_fraction * rows)
+    tuning = order < tuned
+    calibration = (order >= tuned) & (order < tuned + calibrated)
+    test = order >= tuned + calibrated
+    if tune and fraction == 1 and not calibrate_fraction:
+        test = tuning
     if not test.any() or (tune and not tuning.any()):
+        also = f" and --calibrate_fraction={calibrate_fraction:g}" if calibrate_fraction else ""
         raise UserError(
-            f"--tune_fraction={fraction:g} of {rows} labelled rows leaves no row to tune "
-            "alpha on or to measure errors on; use 1 for both on all, or give a number: --alpha=1"
+            f"--tune_fraction={fraction:g}{also} of {rows} labelled rows leaves no row to tune "
+            "alpha on or to measure errors on; "
+            + (
+                "make them smaller, or give a number: --alpha=1"
+                if calibrate_fraction
+                else "use 1 for both on all, or give a number: --alpha=1"
+            )
         )
-    return tuning, test
+    return tuning, calibration, test
+
+
+def _among(known: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return bool `[N]` for rows, a bool for each of those that are True in `known`, `[N]`."""
+    among = np.zeros(len(known), bool)
+    among[known] = rows
+    return among
 
 
 def _curves(intervals: np.ndarray, rows: np.ndarray, largest: float) -> list[StepFunction]:

@@ -9,6 +9,7 @@ from hiercls_jax import metrics
 from hiercls_jax.adaptation.alpha import alpha_search, bootstrap_interval
 from hiercls_jax.adaptation.error_curve import StepFunction, error_curves
 from hiercls_jax.adaptation.rules import RULES
+from hiercls_jax.evaluation.decisions import decide_all, measure_decisions
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
 
@@ -32,8 +33,8 @@ def evaluate(
       In JSON's types: `rule`; `alpha`, how it was chosen, and the 95 % interval of the choice;
       `test_error` (in [0, 1]) by setting (`alpha=0`, `alpha=1`, the largest alpha, `tuned`) and
       level; `validation_error` likewise; `curve` of test errors; `coherence_gap` between
-      neighbouring levels and further `measures`, each before adaptation and after it with the
-      chosen alpha.
+      neighbouring levels, further `measures`, and those of all `decisions`, each before adaptation
+      and after it with the chosen alpha.
     """
     largest = min(RULES[rule].largest_alpha(hierarchy))
     scores = {split: _scores(p, hierarchy, rule) for split, p in splits.items()}
@@ -63,6 +64,10 @@ def evaluate(
         "measures": {
             "before": _measures(before, labels, hierarchy),
             "after": _measures(after, labels, hierarchy),
+        },
+        "decisions": {
+            when: measure_decisions(decide_all(probs, hierarchy), labels[-1], hierarchy)
+            for when, probs in (("before", before), ("after", after))
         },
     }
 

@@ -126,7 +126,8 @@ def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[N
     hierarchy = data.hierarchy
     weights = _loss_weights(config, hierarchy)
     mean, std = data.channel_statistics()
-    steps = config.train.epochs * (len(data.train) // config.train.batch)
+    per_epoch = len(data.train) // config.train.batch
+    steps = config.train.epochs * per_epoch
     built = []
     for index, (name, network) in enumerate(architectures(config, hierarchy, axis_name).items()):
         key = jax.random.fold_in(jax.random.key(config.seed), index)
@@ -146,6 +147,7 @@ def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[N
             reflect=config.data.reflect,
             parts=config.train.parts,
             mirror=config.data.mirror_mean,
+            alternate=per_epoch if config.data.alternate_mirror else None,
         )
         schedule = Schedule(
             epochs=config.train.epochs,
@@ -153,6 +155,7 @@ def networks(config: ConfigDict, data: Dataset, axis_name: str | None) -> list[N
             seed=(config.seed, index),
             log_every=config.run.log_every,
             save_minutes=config.run.save_minutes,
+            sizes=tuple((pixels, until) for pixels, until in config.train.sizes),
         )
         folder = network_folder(config, config.workdir, name)
         built.append(Network(name, folder, task, init_key, schedule))

@@ -8,6 +8,7 @@ that it may have), and a value in `ADDED_LATER`, because older runs have not rec
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -53,10 +54,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch": 100,
         "optimizer": _ONE_CYCLE,
     },
+    "fast": {"arch": "fast11", "dataset": "cifar100"},  # with the recipe of its family
 }
 
 ARGUMENTS: dict[str, Callable[[str], Any]] = {
-    "arch": str, "dataset": str, "seed": int, "epochs": int, "batch": int,
+    "arch": str, "dataset": str, "seed": int, "epochs": int, "batch": int, "width": float,
+}  # fmt: skip
+_KINDS = {int: "an integer", float: "a number"}
+# Fields of the optimizer that not every recipe has, with their values then: training/optimizer.py
+# says what they are. A type means that the field is not set.
+_OPTIMIZER: dict[str, Any] = {
+    "decay_at": tuple, "decay_factor": 0.1, "warmup_steps": 0, "warmup_learning_rate": 0.01,
+    "peak_at": float, "muon_learning_rate": float, "muon_momentum": 0.6, "muon_steps": 3,
+    "lookahead": int,
 }  # fmt: skip
 # Fields that older runs did not record, and the values that these runs used.
 ADDED_LATER = {
@@ -64,11 +74,18 @@ ADDED_LATER = {
     "adapt.rule": "kl",
     "data.reflect": False,
     "data.mirror_mean": False,
+    "data.alternate_mirror": False,
     "train.label_smoothing": 0.0,
     "train.parts": 1,
+    "train.sizes": [],
+    **{
+        f"optimizer.{field}": None if isinstance(value, type) else value
+        for field, value in _OPTIMIZER.items()
+    },
 }
 _PARTS = ("variant", "model", "data", "train", "optimizer", "adapt", "run")  # every config has them
 # The field that each schedule needs.
+_EXAMPLES = {"decay_at": "'(0.5, 0.75)'", "peak_at": "0.25"}
 _SCHEDULES = {"step": "decay_at", "onecycle": "peak_at", "linear": "peak_at"}
 
 
@@ -100,10 +117,25 @@ def _is_number(x: object) -> bool:
     return isinstance(x, int | float)
 
 
+def _are_sizes(sizes: object) -> bool:
+    """Return whether this is `train.sizes`: pairs of pixels and an increasing fraction below 1."""
+    if not isinstance(sizes, tuple | list):
+        return False
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in sizes):
+        return False
+    pixels, until = [pair[0] for pair in sizes], [0.0, *(pair[1] for pair in sizes), 1.0]
+    return (
+        all(isinstance(n, int) and 1 <= n < 2**31 for n in pixels)
+        and all(map(_is_number, until))
+        and all(a < b for a, b in itertools.pairwise(until))
+    )
+
+
 _LARGEST = float(np.finfo(np.float32).max)
 _COUNT = Allowed("at least 1 and below 2**31", lambda n: 1 <= n < 2**31)
 _SEED = Allowed("an integer from 0 to 2**32 - 1", lambda n: 0 <= n < 2**32)
 _FROM_0 = Allowed("at least 0 and finite in float32", lambda x: 0 <= x < _LARGEST)
+_ABOVE_0 = Allowed("above 0 and finite in float32", lambda x: 0 < x < _LARGEST)
 _FRACTION = Allowed("a fraction of the run, between 0 and 1", lambda x: 0 < x < 1)
 
 # The values that a field may have, if a config has the field and it is set. Other checks are made
@@ -122,13 +154,18 @@ FIELDS = {
     "train.epochs": _COUNT,
     "train.batch": _COUNT,
     "train.parts": _COUNT,
+    "train.sizes": Allowed(
+        "pairs (pixels, fraction of the run), the fractions increasing and below 1, such as "
+        "((20, 0.4),)",
+        lambda sizes: _are_sizes(sizes),
+    ),
     "train.label_smoothing": Allowed("at least 0 and below 1", lambda x: 0 <= x < 1),
     "train.loss_weights": Allowed(
         "numbers of at least 0, finite in float32",
         lambda weights: all(_is_number(w) and 0 <= w < _LARGEST for w in weights),
     ),
     "optimizer.schedule": _one_of(_SCHEDULES),
-    "optimizer.learning_rate": Allowed("above 0 and finite in float32", lambda x: 0 < x < _LARGEST),
+    "optimizer.learning_rate": _ABOVE_0,
     "optimizer.warmup_learning_rate": _FROM_0,
     "optimizer.warmup_steps": Allowed("at least 0 and below 2**31", lambda n: 0 <= n < 2**31),
     "optimizer.momentum": Allowed("at least 0 and below 1", lambda x: 0 <= x < 1),
@@ -139,11 +176,10 @@ FIELDS = {
         lambda at: isinstance(at, tuple | list) and all(_is_number(x) and 0 <= x <= 1 for x in at),
     ),
     "optimizer.peak_at": _FRACTION,
-    "optimizer.muon_learning_rate": Allowed(
-        "above 0 and finite in float32", lambda x: 0 < x < _LARGEST
-    ),
+    "optimizer.muon_learning_rate": _ABOVE_0,
     "optimizer.muon_momentum": Allowed("at least 0 and below 1", lambda x: 0 <= x < 1),
     "optimizer.muon_steps": Allowed("from 1 to 20", lambda n: 1 <= n <= 20),
+    "optimizer.lookahead": _COUNT,
     "adapt.rule": _one_of(RULES),
     "run.cpu_devices": _COUNT,
     "run.log_every": _COUNT,
@@ -201,7 +237,7 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     config.dtype = "float32"  # of the network's computation, or bfloat16; the rest is float32
     config.workdir = str(Path("runs", "-".join([name, *words])))  # folder for all files of the run
 
-    config.model = ConfigDict(_model(arch, preset))  # the architecture and its own options
+    config.model = ConfigDict(_model(arch, preset, chosen))  # the architecture and its own options
 
     config.data = ConfigDict()
     config.data.dataset = chosen.get("dataset", preset.get("dataset", "cifar100"))
@@ -212,7 +248,8 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     config.data.validation = 0.1  # stratified fraction of train, held out to tune alpha
     config.data.validation_seed = 0  # chooses the held-out images, whatever the run's seed
     config.data.final = False  # train on all of train, as the paper did, and use alpha 1
-    config.data.augment = True  # flip and pad-4 crop
+    config.data.augment = True  # mirror at random and pad-4 crop
+    config.data.alternate_mirror = recipe.get("alternate_mirror", False)  # augment: by epoch
     config.data.reflect = recipe.get("reflect", False)  # augment: pad by reflection, not by zeros
     config.data.mirror_mean = recipe.get("mirror_mean", False)  # predict image and mirror image
 
@@ -220,10 +257,15 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     config.train.epochs = chosen.get("epochs", recipe["epochs"])
     config.train.batch = batch  # images per step, all devices
     config.train.parts = parts  # of a batch, one after another, to save memory
+    config.train.sizes = recipe.get("sizes", ())  # (pixels, until which fraction of the run), …
     config.train.label_smoothing = recipe.get("label_smoothing", 0.0)  # from 0 to below 1
     config.train.loss_weights = config_dict.placeholder(tuple)  # one per level; all 1 if unset
 
-    config.optimizer = ConfigDict(recipe["optimizer"])
+    config.optimizer = ConfigDict(recipe["optimizer"])  # fields: training/optimizer.py
+    for field, value in _OPTIMIZER.items():
+        if field not in config.optimizer:
+            unset = isinstance(value, type)
+            config.optimizer[field] = config_dict.placeholder(value) if unset else value
 
     config.adapt = ConfigDict()
     config.adapt.rule = "kl"  # makes the levels agree: Algorithm 1, or another key of RULES
@@ -236,10 +278,14 @@ def compose(name: str, arguments: str | None = None) -> ConfigDict:
     return config.lock()
 
 
-def _model(arch: str, preset: Mapping[str, Any]) -> dict[str, Any]:
+def _model(arch: str, preset: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `model` part of a config: a preset changes the options that the arch has."""
     options = registry.options(arch)
     changed = {key: value for key, value in preset.get("model", {}).items() if key in options}
+    if "width" in chosen:
+        if "width" not in options:
+            raise ConfigError(f"{arch} has no width; it has {', '.join(options) or 'no options'}")
+        changed["width"] = chosen["width"]
     return {"arch": arch, **options, **changed}
 
 
@@ -263,7 +309,8 @@ def parse_arguments(arguments: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
             try:
                 chosen[key] = ARGUMENTS[key](value)
             except ValueError:
-                raise ConfigError(f"config argument '{word}': {key} is an integer") from None
+                kind = _KINDS[ARGUMENTS[key]]
+                raise ConfigError(f"config argument '{word}': {key} is {kind}") from None
     return preset, chosen
 
 
@@ -286,15 +333,26 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"{field} must be {wanted}, not {value!r}{allowed.advice}")
     _check_schedule(config.optimizer)
     sources.check(data_request(config))
-    family(config)
+    _check_sizes(config, family(config))
+
+
+def _check_sizes(config: ConfigDict, built: Family) -> None:
+    """Reject images that are too small for the architecture."""
+    least = getattr(built, "smallest", 1)
+    for pixels, _ in config.train.sizes:
+        if pixels < least:
+            raise ConfigError(
+                f"train.sizes has images of {pixels} pixels; {config.model.arch} needs at least "
+                f"{least}"
+            )
 
 
 def _check_schedule(optimizer: ConfigDict) -> None:
     needed = _SCHEDULES[optimizer.schedule]
-    if needed not in optimizer:
+    if optimizer.get(needed) is None:
         raise ConfigError(
-            f"optimizer.schedule={optimizer.schedule} needs optimizer.{needed}, which this "
-            f"config does not have; presets {', '.join(PRESETS)} use onecycle, all else step"
+            f"optimizer.schedule={optimizer.schedule} needs optimizer.{needed}, which is not set; "
+            f"set --config.optimizer.{needed}={_EXAMPLES[needed]}, or choose another schedule"
         )
 
 

@@ -20,7 +20,6 @@ from hiercls_jax.models.cpu_gradients import as_row, at_least_float32, conv, max
 from hiercls_jax.models.layers import BatchNormSilu, Conv
 
 PATCH = 2  # pixels, of the stem's kernel
-SMALLEST = 13  # pixels of an image's side: the last pooling then leaves one
 WHITENED = 2 * 3 * PATCH**2  # the stem's channels: each eigenvector and its negative
 WHITENING_EPSILON = 5e-4  # added to the eigenvalues of standardised patches
 LOGIT_SCALE = 1.25 / 9
@@ -85,19 +84,27 @@ class Stem(nn.Module):
     The kernel is a constant of the data, such as their mean and deviation. It is kept among the
     batch statistics, which belong to a run and are not trained. Until `set_whitening` replaces it,
     it copies the pixels of a patch and their negatives.
+
+    Args:
+      whiten: whether that is so; otherwise the kernel is a parameter that begins with these copies.
     """
+
+    whiten: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        if min(x.shape[1:3]) < SMALLEST:
+        if min(x.shape[1:3]) < Fast.smallest:
             raise UserError(
                 f"images of {x.shape[1]}x{x.shape[2]} pixels are too few for the poolings of this "
-                f"architecture; they must have at least {SMALLEST} pixels a side "
+                f"architecture; they must have at least {Fast.smallest} pixels a side "
                 "(--config.data.image_size), or choose another arch"
             )
-        kernel = self.variable("batch_stats", "kernel", _copy_patches)
+        if self.whiten:
+            kernel = self.variable("batch_stats", "kernel", _copy_patches).value
+        else:
+            kernel = self.param("kernel", lambda key: _copy_patches())
         bias = self.param("bias", nn.initializers.zeros, (WHITENED,))
-        y = conv(x, kernel.value.astype(x.dtype))
+        y = conv(x, kernel.astype(x.dtype))
         return nn.silu(y + as_row(bias).astype(x.dtype))
 
 
@@ -165,13 +172,18 @@ class Fast:
     Args:
       depth: 6n + 5 for n pairs in each of the three stages.
       width: multiplier of all channel counts behind the stem.
+      whiten: whether the stem's kernel whitens patches of the training images. Otherwise it is
+        trained, like all others.
     """
 
+    smallest: ClassVar[int] = 13  # pixels of an image's side: the last pooling then leaves one
     RECIPE: ClassVar[Mapping[str, object]] = {
         "epochs": 8,
         "batch": 1024,
         "parts": 8,  # of 128 images each, over which batch statistics are taken
+        "sizes": ((20, 0.4),),  # images of 20 pixels until this fraction of the run
         "reflect": True,
+        "alternate_mirror": True,
         "label_smoothing": 0.25,
         "mirror_mean": True,
         "optimizer": {
@@ -189,6 +201,7 @@ class Fast:
 
     depth: int
     width: float = 1.0
+    whiten: bool = True
 
     def __post_init__(self) -> None:
         if self.depth < 11 or (self.depth - 5) % 6:
@@ -200,7 +213,7 @@ class Fast:
         """Return the stem, the three stages and the global pooling, in order."""
         pairs = (self.depth - 5) // 6
         return (
-            Stem(name="stem"),
+            Stem(self.whiten, name="stem"),
             *(
                 Stage(self._scaled(shape), pairs, axis_name, name=f"stage{i}")
                 for i, shape in enumerate(SHAPES, 1)
@@ -210,6 +223,8 @@ class Fast:
 
     def with_constants(self, batch_stats: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
         """Return the batch statistics with the whitening kernel of standardised images."""
+        if not self.whiten:
+            return dict(batch_stats)
         return set_whitening(batch_stats, whitening_kernel(images))
 
     def head(self, classes: int) -> nn.Module:

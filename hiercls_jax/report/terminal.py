@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hiercls_jax.evaluation.sure_answers import Target
 from hiercls_jax.hierarchy import Hierarchy
 
 
@@ -54,14 +55,43 @@ def describe_adaptation(results: Mapping[str, Any], hierarchy: Hierarchy) -> str
         lines.append(f"predictions changed, {level}: {100 * share:.2f} %")
     if "test_error" in results:
         tuned, measured = results["tuned_on_rows"], results["measured_on_rows"]
+        labelled = results.get("labelled_rows", results["rows"])
         if not tuned:
-            note = f"errors of all {measured:,} rows"
-        elif tuned == measured == results["rows"]:
+            note = f"errors of {'all ' * (measured == labelled)}{measured:,} rows"
+        elif tuned == measured == labelled:
             note = f"alpha was tuned on the same {tuned:,} rows: these errors are optimistic"
         else:
-            note = f"alpha was tuned on {tuned:,} random rows; errors of the other {measured:,}"
+            others = "the other" if tuned + measured == labelled else "another"
+            note = f"alpha was tuned on {tuned:,} random rows; errors of {others} {measured:,}"
+        if labelled < results["rows"]:
+            note += f"; {results['rows'] - labelled:,} rows have no label"
         lines += ["", error_table(results, hierarchy), note]
+    if "answers" in results:
+        lines += ["", describe_answers(results["answers"])]
     return "\n".join(lines)
+
+
+def describe_answers(answers: Mapping[str, Any]) -> str:
+    """Describe answers that stop where sure, and how often they were right.
+
+    Args:
+      answers: `answers` of `report.json`.
+    """
+    low, high = (100 * end for end in answers["accuracy_interval"])
+    stops = ", ".join(
+        f"{100 * share:.1f} % {'nothing' if level == 'root' else level}"
+        for level, share in reversed(answers["answers_at"].items())
+    )
+    said, flat = (100 * of["information"] for of in (answers, answers["leaf_or_nothing"]))
+    promise = Target(answers["target_accuracy"], answers["confidence"])
+    return (
+        f"answers that shall be {promise}: threshold {answers['threshold']:.4g}, calibrated on "
+        f"{answers['calibrated_on_rows']:,} rows at alpha = 1\n"
+        f"right on {answers['measured_on_rows']:,} other rows: {100 * answers['accuracy']:.1f} % "
+        f"(95 % interval: {low:.1f} to {high:.1f} %)\n"
+        f"answers on each level: {stops}\n"
+        f"they say {said:.1f} % of what leaves say; leaves or nothing would say {flat:.1f} %"
+    )
 
 
 def _describe_prior(prior: Mapping[str, Any]) -> str:

@@ -32,7 +32,16 @@ from hiercls_jax.tables.table import (
     split_key,
 )
 
-__all__ = ["FORMATS", "Columns", "Table", "TableError", "open_table", "read_labels", "write_table"]
+__all__ = [
+    "FORMATS",
+    "NO_CLASS",
+    "Columns",
+    "Table",
+    "TableError",
+    "open_table",
+    "read_labels",
+    "write_table",
+]
 
 
 class Format(Protocol):
@@ -62,6 +71,7 @@ _MODULES: dict[str, Format] = {
     "npy": numpy_files, "npz": numpy_files, "csv": csv_files, "parquet": parquet_files,
 }  # fmt: skip
 FORMATS = tuple(_MODULES)
+NO_CLASS = -1
 
 
 def open_table(name: str, columns: Columns | Sequence[str], scratch: Path | None = None) -> Table:
@@ -92,7 +102,7 @@ def open_table(name: str, columns: Columns | Sequence[str], scratch: Path | None
 
 
 def read_labels(name: str, classes: Sequence[str], rows: int | None = None) -> np.ndarray:
-    """Read one class per sample.
+    """Read one class per sample, or none: -1, an empty cell, or null in Parquet.
 
     Args:
       name: a file as in `open_table`, with one column or a one-dimensional array: indices in
@@ -101,7 +111,7 @@ def read_labels(name: str, classes: Sequence[str], rows: int | None = None) -> n
       rows: the number of rows, if it is known: a compressed file of another number is not read.
 
     Returns:
-      int32 `[N]` in `[0, K)`.
+      int32 `[N]` in `[0, K)`; `NO_CLASS` for a sample without one.
 
     Raises:
       TableError: as `open_table`, and for an unknown class, with its row.
@@ -110,16 +120,19 @@ def read_labels(name: str, classes: Sequence[str], rows: int | None = None) -> n
     with as_table_error(name):
         values = _MODULES[format_].read_column(name, classes, rows)
     check_rows(name, len(values), rows)
-    index = {class_: i for i, class_ in enumerate(classes)}
+    index = {"": NO_CLASS} | {class_: i for i, class_ in enumerate(classes)}
     ids = (
-        np.array([index.get(value, -1) for value in values]) if isinstance(values, list) else values
+        np.array([index.get(value, len(classes)) for value in values])
+        if isinstance(values, list)
+        else values
     )
-    bad = np.flatnonzero((ids < 0) | (ids >= len(classes)))
+    bad = np.flatnonzero((ids < NO_CLASS) | (ids >= len(classes)))
     if bad.size:
         value = values[bad[0]] if isinstance(values, list) else int(values[bad[0]])
         raise TableError(
             f"{name}, row {bad[0]} (from 0): unknown class {shortened(value)}; allowed "
-            f"are 0 to {len(classes) - 1}, or the names {preview(classes)}"
+            f"are 0 to {len(classes) - 1}, or the names {preview(classes)}; -1 or an empty cell "
+            "for a sample without a class"
         )
     return ids.astype(np.int32)
 

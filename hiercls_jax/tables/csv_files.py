@@ -48,18 +48,26 @@ def open_numbers(name: str, columns: Columns, scratch: Path | None) -> Opened:
 
 
 def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarray | list[str]:
-    """Return integers or names `[N]`; names if every cell is the name of a class."""
-    with _open(name) as lines:
-        table = [_cells(line) for line in lines]
-    known, is_header = set(classes), 0
-    if table and not any(cell in known or _is_integer(cell) for cell in table[0]):
-        is_header = 1
+    """Return integers or names `[N]`; names if every cell is the name of a class.
+
+    An empty cell is an empty name, or -1 among integers. So is a blank line, if there would be too
+    few rows without it.
+    """
+    with open(name, encoding="utf-8-sig", newline="") as file:
+        lines = list(file)
+    known = {"", *classes}
+    table = [_cells(line) for line in lines if not line.isspace()]
+    is_header = bool(table) and not any(cell in known or _is_integer(cell) for cell in table[0])
+    if rows is not None and len(table) - is_header < rows:
+        table = [_cells(line) or [""] for line in lines]
+        while len(table) - is_header > rows and table[-1] == [""]:
+            del table[-1]
     for row, cells in enumerate(table[is_header:]):
         if len(cells) != 1:
             raise TableError(f"{name}, row {row} (from 0): {len(cells)} cells, allowed is one")
     values = [cell for (cell,) in table[is_header:]]
-    if all(map(_is_integer, values)) and not known.issuperset(values):
-        return np.array([int(value) for value in values], np.int64)
+    if all(_is_integer(value) for value in values if value) and not known.issuperset(values):
+        return np.array([int(value or -1) for value in values], np.int64)
     return values
 
 

@@ -30,7 +30,7 @@ WRITTEN_BYTES = 2**25  # of a row group that is written; smaller ones are slow t
 
 def open_numbers(name: str, columns: Columns, scratch: Path | None) -> Opened:
     """Open a table of numbers, and match its columns."""
-    arrow, parquet = _import(name)
+    arrow, parquet = import_arrow(name)
     with parquet.ParquetFile(name) as file:
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         schema = file.schema_arrow
@@ -62,23 +62,20 @@ def open_numbers(name: str, columns: Columns, scratch: Path | None) -> Opened:
 
 
 def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarray | list[str]:
-    """Return integers or names `[N]`."""
-    arrow, parquet = _import(name)
+    """Return integers or names `[N]`; for null -1, or an empty name."""
+    arrow, parquet = import_arrow(name)
     with parquet.ParquetFile(name) as file:
         check_rows(name, file.metadata.num_rows, rows)
         field, *more = schema = file.schema_arrow
         if more:
             raise TableError(f"{name}: columns {preview(schema.names)}, allowed is one")
         column = file.read().column(0)
-    if column.null_count:
-        row = column.is_null().to_pylist().index(True)
-        raise TableError(f"{name}, row {row} (from 0): no value, allowed are classes")
     values = column.to_pylist()
-    if all(isinstance(value, str) for value in values):
-        return values
+    if all(value is None or isinstance(value, str) for value in values):
+        return [value or "" for value in values]
     if not arrow.types.is_integer(field.type):
         raise TableError(f"{name}: {field.type}, allowed are integers or class names")
-    return np.array(values)
+    return np.array([-1 if value is None else value for value in values])
 
 
 @contextlib.contextmanager
@@ -86,7 +83,7 @@ def write_rows(
     path: Path, columns: Sequence[str], rows: int, dtype: np.dtype, ids: Identifiers | None
 ) -> Iterator[Write]:
     """Yield a function that writes the next rows `[n, K]`, and their identifiers if asked."""
-    arrow, parquet = _import(str(path))
+    arrow, parquet = import_arrow(str(path))
     kind = arrow.string() if dtype.kind == "U" else arrow.from_numpy_dtype(dtype)
     fields = [(column, kind) for column in columns]
     if ids is not None:
@@ -121,7 +118,7 @@ def _is_text(arrow: ModuleType, type_: Any) -> bool:
 
 def _id_reader(name: str, column: str, dtype: np.dtype) -> Rows:
     """Return the function that reads identifiers: integers, or any other values as text."""
-    _, parquet = _import(name)
+    _, parquet = import_arrow(name)
 
     def pieces(file: Any, size: int) -> Iterator[np.ndarray]:
         start = 0
@@ -143,7 +140,7 @@ def _id_reader(name: str, column: str, dtype: np.dtype) -> Rows:
     return read
 
 
-def _import(name: str) -> tuple[ModuleType, ModuleType]:
+def import_arrow(name: str) -> tuple[ModuleType, ModuleType]:
     try:
         import pyarrow
         import pyarrow.parquet

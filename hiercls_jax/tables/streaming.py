@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from numpy.typing import DTypeLike
 from tqdm import tqdm
 
 from hiercls_jax.adaptation.agreement import count_meetings, describe_disagreement
+from hiercls_jax.adaptation.answers import DECISIONS
 from hiercls_jax.adaptation.error_curve import winning_intervals
+from hiercls_jax.adaptation.stopping import Climb, climb_paths
 from hiercls_jax.metrics import coherence_gaps
 from hiercls_jax.tables import write_table
 from hiercls_jax.tables.adapter import Adapter
@@ -92,8 +94,23 @@ def sample_levels(tables: LevelTables, size: int, rows: np.ndarray) -> list[np.n
     return [np.concatenate(of_level) for of_level in zip(*pieces, strict=True)]
 
 
+def climb(tables: LevelTables, adapter: Adapter) -> Climb:
+    """Return the path of each sample's most probable leaf at alpha = 1, where the levels agree."""
+    pieces = [
+        climb_paths(adapter.target(levels), tables.hierarchy)
+        for _, levels in _chunks("climbing", tables, adapter.size)
+    ]
+    return Climb(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
+
+
 def write_adapted(
-    folder: Path, tables: LevelTables, adapter: Adapter, alpha: float, formats: Sequence[str]
+    folder: Path,
+    tables: LevelTables,
+    adapter: Adapter,
+    alpha: float,
+    formats: Sequence[str],
+    decision: str = "independent",
+    observe: Callable[[slice, list[np.ndarray]], None] | None = None,
 ) -> dict[str, Any]:
     """Adapt tables, and write `p_<level>` and `predictions` into a folder.
 
@@ -106,6 +123,9 @@ def write_adapted(
       adapter: for these levels.
       alpha: how far to adapt, from 0 to the adapter's largest.
       formats: one of `FORMATS` for each level; predictions have that of the last level.
+      decision: how predictions are made, a key of `DECISIONS`. A level below the answer has -1, or
+        an empty name.
+      observe: called with the rows of each chunk and its adapted levels.
 
     Returns:
       `coherence_gap` between neighbouring levels before and after, `changed_predictions`, the share
@@ -115,7 +135,8 @@ def write_adapted(
     hierarchy = tables.hierarchy
     names = None
     if formats[-1] in ("csv", "parquet"):
-        names = [np.array(names) for names in map(hierarchy.cut_names, range(hierarchy.num_levels))]
+        cuts = map(hierarchy.cut_names, range(hierarchy.num_levels))
+        names = [np.array([*cut, ""]) for cut in cuts]  # -1 is no class
     gaps = {when: np.zeros(hierarchy.num_levels - 1) for when in ("before", "after")}
     changed = np.zeros(hierarchy.num_levels, np.int64)
     none = np.zeros(0, np.int64)
@@ -148,18 +169,19 @@ def write_adapted(
                 write(p, ids)
             if write_ids:
                 write_ids(np.empty((len(levels[0]), 0), str), ids)
+            if observe:
+                observe(rows, adapted)
+            old, new = (DECISIONS[decision](p, hierarchy) for p in (levels, adapted))
+            changed += np.sum(old != new, axis=0)
             before, after = hierarchy.cut_probs(levels), hierarchy.cut_probs(adapted)
-            old, new = ([p.argmax(axis=1) for p in cut] for cut in (before, after))
-            changed += np.sum(np.not_equal(old, new), axis=1)
-            for total, counts in zip(
-                meetings, count_meetings(old, hierarchy, rows.start), strict=True
-            ):
+            counted = count_meetings([p.argmax(axis=1) for p in before], hierarchy, rows.start)
+            for total, counts in zip(meetings, counted, strict=True):
                 total += counts
             for when, cut in (("before", before), ("after", after)):
                 gaps[when] += len(cut[0]) * np.array([*coherence_gaps(cut, hierarchy).values()])
             if names:
-                new = [name[y] for name, y in zip(names, new, strict=True)]
-            write_predictions(np.stack(new, axis=1), ids)
+                new = np.stack([name[y] for name, y in zip(names, new.T, strict=True)], axis=1)
+            write_predictions(new, ids)
     pairs = [f"{a}/{b}" for a, b in zip(hierarchy.levels, hierarchy.levels[1:], strict=False)]
     return {
         "coherence_gap": {

@@ -38,14 +38,11 @@ def make_feed(
         mine = parallel.share(len(indices))
         positions = np.arange(len(indices), dtype=np.int32)[mine]
         indices = indices[mine]
+        places = {"indices": indices.astype(np.int32), "positions": positions}
         if source is not None:
-            indices = indices.astype(np.int32)
-            return {
-                "source": source,
-                **parallel.shard({"indices": indices, "positions": positions}),
-            }
+            return {"source": source, **parallel.shard(places)}
         batch = {"images": samples.read(indices), "labels": samples.labels[indices]}
-        return parallel.shard({**batch, "positions": positions})
+        return parallel.shard({**batch, **places})
 
     ahead = 0 if samples.in_memory else AHEAD
     options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
@@ -61,9 +58,8 @@ def fed(step: Callable[[State, dict], Result]) -> Callable[[State, dict], Result
 
     def with_lookup(state: State, batch: dict) -> Result:
         if "source" in batch:
-            source, indices = batch["source"], batch["indices"]
-            samples = {name: array[indices] for name, array in source.items()}
-            batch = {**samples, "positions": batch["positions"]}
+            source = batch.pop("source")
+            batch |= {name: array[batch["indices"]] for name, array in source.items()}
         return step(state, batch)
 
     return with_lookup

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import signal
 import time
@@ -57,6 +58,8 @@ class Schedule:
       seed: integers that the order of every epoch is drawn from.
       log_every: steps between training records.
       save_minutes: minutes between checkpoints; one is also saved after every epoch.
+      sizes: (pixels, fraction of the run), in order: images are resized to so many pixels until
+        that fraction of the steps is taken. Later steps have the images as they are.
     """
 
     epochs: int
@@ -64,6 +67,7 @@ class Schedule:
     seed: tuple[int, ...]
     log_every: int
     save_minutes: float
+    sizes: tuple[tuple[int, float], ...] = ()
 
     def order(self, images: int) -> Order:
         """Return the indices of the images that each step takes, in a split of so many images."""
@@ -72,6 +76,11 @@ class Schedule:
     def total_steps(self, images: int) -> int:
         """Return the number of steps of the whole schedule."""
         return len(self.order(images))
+
+    def size(self, step: int, images: int) -> int | None:
+        """Return the pixels that images are resized to in a step; None if they are not resized."""
+        done = step / self.total_steps(images)
+        return next((pixels for pixels, until in self.sizes if done < until), None)
 
 
 def train(
@@ -132,7 +141,8 @@ def train(
         batches.set_state(progress.iterator)
         with contextlib.closing(batches):
             saver = _Saver(folder / "checkpoints", schedule.save_minutes)
-            run = _Run(task, order, batches, state, progress, recorder, saver, evaluate)
+            size = functools.partial(schedule.size, images=len(train_split))
+            run = _Run(task, order, size, batches, state, progress, recorder, saver, evaluate)
             return run.take_remaining_steps(stop)
 
 
@@ -210,6 +220,7 @@ class _Run:
     Args:
       task: network, optimizer and constants.
       order: the images of every step.
+      size: returns the pixels that a step's images are resized to, or None.
       batches: their batches from the feed, from the next step on.
       state: after the last step, on the host.
       progress: of that step.
@@ -222,6 +233,7 @@ class _Run:
         self,
         task: Task,
         order: Order,
+        size: Callable[[int], int | None],
         batches: grain.DatasetIterator,
         state: State,
         progress: Progress,
@@ -229,7 +241,8 @@ class _Run:
         saver: "_Saver",
         evaluate: Callable[[State], dict[str, float]] | None,
     ) -> None:
-        self._train_step = parallel.pmap(_with_request(fed(make_train_step(task))), donate=True)
+        self._task, self._size = task, size
+        self._train_steps: dict[int | None, TrainStep] = {}  # one program for each size of images
         self._order, self._batches = order, batches
         self._state, self._step = parallel.replicate(state), progress.step
         self._progress = progress  # of the last checkpoint, until it is saved anew
@@ -250,7 +263,8 @@ class _Run:
             batch = next(self._batches)
             request = stop.signum or (SAVE if self._saver.is_due() else 0)
             batch["request"] = parallel.per_device(request)
-            self._state, metrics = self._train_step(self._state, batch)
+            train_step = self._train_step(self._size(self._step))
+            self._state, metrics = train_step(self._state, batch)
             self._step += 1
             self._in_flight.append((self._step, metrics))
             if len(self._in_flight) > LAG:
@@ -263,6 +277,12 @@ class _Run:
             self._stop_if_asked(self._request)
         self._stop_if_asked(parallel.max_over_processes(stop.signum))
         return parallel.unreplicate(self._state), self._progress
+
+    def _train_step(self, size: int | None) -> TrainStep:
+        if size not in self._train_steps:
+            step = _with_request(fed(make_train_step(self._task, size)))
+            self._train_steps[size] = parallel.pmap(step, donate=True)
+        return self._train_steps[size]
 
     def _stop_if_asked(self, request: int) -> None:
         if request > SAVE:

@@ -1,6 +1,6 @@
 """SGD with momentum, Muon on convolution kernels, and learning-rate schedules."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ class OptimizerConfig(Protocol):
     muon_learning_rate: float  # of convolution kernels; SGD trains them if this field is missing
     muon_momentum: float
     muon_steps: int  # of the Newton-Schulz iteration
+    lookahead: int  # steps between averages of the parameters; none if this field is missing
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -84,6 +85,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
     λ w is on all parameters, biases included, as in the original implementations; beside Muon it is
     on the classifiers' kernels alone. Muon's rate has the schedule of SGD's, at another height.
+    If the config has a `lookahead`, the parameters are averaged as `lookahead` says.
 
     Args:
       config: its rates, and its schedule as for `make_schedule`.
@@ -93,14 +95,16 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     # hold this one.
     schedule = make_schedule(config, steps)
     decay, rest = optax.add_decayed_weights(config.weight_decay), _sgd(config, schedule)
-    if getattr(config, "muon_learning_rate", None) is None:
-        return optax.chain(decay, *rest)
-    parts = {
-        "convolution": _muon(config, schedule),
-        "classifier": optax.chain(decay, *rest),
-        "other": optax.chain(*rest),
-    }
-    return optax.partition(parts, _parts)
+    optimizer: optax.GradientTransformation = optax.chain(decay, *rest)
+    if getattr(config, "muon_learning_rate", None) is not None:
+        parts = {
+            "convolution": _muon(config, schedule),
+            "classifier": optimizer,
+            "other": optax.chain(*rest),
+        }
+        optimizer = optax.partition(parts, _parts)
+    every = getattr(config, "lookahead", None)
+    return optimizer if every is None else lookahead(optimizer, every, steps)
 
 
 def _sgd(config: OptimizerConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
@@ -121,6 +125,54 @@ def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
         optax.scale_by_learning_rate(lambda step: ratio * schedule(step)),
         renormalise_kernels(),
     )
+
+
+class LookaheadState(NamedTuple):
+    """The optimizer's own state, the averaged parameters, and the steps taken (int32 scalar)."""
+
+    inner: optax.OptState
+    average: Tree
+    step: jax.Array
+
+
+def lookahead(
+    optimizer: optax.GradientTransformation, every: int, steps: int
+) -> optax.GradientTransformation:
+    """Average the parameters over the last steps of a run, and go on from their average.
+
+    After every `every` steps, and after the last one, with k steps taken,
+
+        average ← d · average + (1 - d) · parameters,    d = 0.95^every · (k / steps)³,
+        parameters ← average.
+
+    So there is little averaging at first and much at the end (Zhang et al., Lookahead Optimizer,
+    NeurIPS 2019, with the schedule of Jordan, 2024).
+
+    Args:
+      optimizer: takes the steps.
+      every: at least 1.
+      steps: of the whole run.
+    """
+
+    def init(params: Tree) -> LookaheadState:
+        average = jax.tree.map(jnp.asarray, params)
+        return LookaheadState(optimizer.init(params), average, jnp.int32(0))
+
+    def update(grads: Tree, state: LookaheadState, params: Tree) -> tuple[Tree, LookaheadState]:
+        updates, inner = optimizer.update(grads, state.inner, params)
+        step = state.step + 1
+        due = (step % every == 0) | (step == steps)
+        kept = jnp.where(due, 0.95**every * (step / steps) ** 3, 1.0)
+        average = jax.tree.map(
+            lambda average, p, u: average + (1 - kept) * (p + u - average),
+            state.average, params, updates,
+        )  # fmt: skip
+        updates = jax.tree.map(
+            lambda average, p, u: jnp.where(due, average - p, u), average, params, updates
+        )
+        return updates, LookaheadState(inner, average, step)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]  # needs params
 
 
 def renormalise_kernels() -> optax.GradientTransformation:

@@ -7,6 +7,7 @@ A batch is a dict of arrays, on each device those of its part of the global batc
   images: uint8 `[N, H, W, 3]`.
   labels: int32 `[N]`, classes of the last level (training only).
   positions: int32 `[N]`, each image's index in the global batch.
+  indices: int32 `[N]`, each image's index in its split.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
-from hiercls_jax.data.augment import augment, sample_keys, standardise
+from hiercls_jax.data.augment import alternately, augment, resize, sample_keys, standardise
 from hiercls_jax.errors import UserError
 from hiercls_jax.models.branched import Branched
 from hiercls_jax.training.loss import error_counts, level_losses, summed_loss
@@ -51,6 +52,8 @@ class Task:
         of a part. Batch statistics are those of a part, over all devices. Part i has the images
         whose position is i modulo `parts`, so that parts do not depend on the devices.
       mirror: whether probabilities are the mean over an image and its mirror image.
+      alternate: steps per epoch, if augmentation mirrors each image in every other epoch; None to
+        mirror at random.
     """
 
     network: Branched
@@ -66,10 +69,17 @@ class Task:
     reflect: bool = False
     parts: int = 1
     mirror: bool = False
+    alternate: int | None = None
 
 
-def make_train_step(task: Task) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+def make_train_step(
+    task: Task, size: int | None = None
+) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
     """Return `step(state, batch) -> (state, metrics)`.
+
+    Args:
+      task: network, optimizer and constants.
+      size: pixels of the shorter side that augmented images are resized to; None keeps their size.
 
     Metrics are scalars, each a sum over the global batch: `count`, the number of images; `loss`,
     the weighted sum over levels; and for each level `loss_<level>` and `errors_<level>`.
@@ -102,7 +112,12 @@ def make_train_step(task: Task) -> Callable[[State, Batch], tuple[State, dict[st
         images = standardise(batch["images"], task.mean, task.std)
         if task.augment:
             keys = sample_keys(task.key, state.step, batch["positions"])
-            images = augment(images, keys, task.reflect)
+            mirrored = None
+            if task.alternate is not None:
+                mirrored = alternately(task.key, batch["indices"], state.step // task.alternate)
+            images = augment(images, keys, task.reflect, mirrored)
+        if size is not None:
+            images = resize(images, size)
         labels = {level: jnp.asarray(ids)[batch["labels"]] for level, ids in task.ancestors.items()}
         of_part = partial(gradients, state.params)
         if task.parts == 1:
