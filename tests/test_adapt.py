@@ -108,6 +108,11 @@ def load(path: Path) -> np.ndarray:
     return np.stack(pq.read_table(path).columns, axis=1)
 
 
+def errors_of(out: str) -> dict:
+    """The errors in a report."""
+    return json.loads(Path(f"{out}/report.json").read_text())["test_error"]
+
+
 ALPHA_CURVE = figures.alpha_curve
 """Draws the figure, which takes a second: only in tests that look at it."""
 
@@ -468,6 +473,114 @@ def test_a_softmax_over_all_leaves_of_a_ragged_tree(capsys, tmp_path):
     np.testing.assert_array_equal(
         np.load("named/p_animal.npy"), load(tmp_path / "out/p_animal.csv")
     )
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_labels_of_some_rows_by_their_identifiers(inputs, capsys, suffix):
+    """Two columns hold labels of any rows in any order: the same as one column with empty cells.
+
+    Labels of no row are a warning; two labels for one row, or labels of other rows alone, an error.
+    """
+    levels, labels = inputs
+    ids = [f"{i}.png" for i in range(N)]
+    columns = {"file": ids} | dict(zip(TWO.names[1], levels[1].T, strict=True))
+    pq.write_table(pa.table(columns), "pf.parquet")
+    given = np.random.default_rng(0).permutation(N)[:30]
+    flags = (*BASE[:2], "--fine=pf.parquet", "--format=csv")
+    in_order = ["" if i not in given else TWO.names[1][labels[i]] for i in range(N)]
+    Path("in_order.csv").write_text("label\n" + "".join(f'"{y}"\n' for y in in_order))
+    succeeds(capsys, *flags, "--labels=in_order.csv", "--out=wanted")
+
+    def save_labels(name, some_ids, values):
+        table = pa.table({"label": values, "file": some_ids})
+        if suffix == "csv":
+            pa.csv.write_csv(table, name)
+        else:
+            pq.write_table(table, name)
+        return f"--labels={name}"
+
+    wanted = json.loads(Path("wanted/report.json").read_text())
+    for i, values in enumerate((labels[given], [TWO.names[1][y] for y in labels[given]])):
+        flag = save_labels(f"y{i}.{suffix}", [ids[j] for j in given], values)
+        succeeds(capsys, *flags, flag, f"--out=out{i}")
+        results = json.loads(Path(f"out{i}/report.json").read_text())
+        for key in ("alpha", "test_error", "labelled_rows", "tuned_on_rows", "warnings"):
+            assert results[key] == wanted[key], key
+    flag = save_labels(f"y.{suffix}", ["0.png", "x.png"], ["lynx", "pug"])
+    assert run(*flags, flag, "--alpha=1", "--out=more") == 0
+    error = capsys.readouterr().err
+    assert error == f"warning: 1 of 2 labels of y.{suffix} are of no row of the tables: 'x.png'\n"
+    for some_ids, values, message in (
+        (
+            ["x.png"],
+            ["pug"],
+            "none of its rows, such as 'x.png', is in the tables",
+        ),
+        (["0.png", "0.png"], ["pug", "lynx"], "'0.png' has two different labels"),
+        (["0.png"], ["wolf"], "unknown class 'wolf'"),
+    ):
+        flag = save_labels(f"y.{suffix}", some_ids, values)
+        assert message in fails(capsys, *flags, flag, "--out=bad")
+    flag = save_labels(f"y.{suffix}", ids[:2], ["lynx", "pug"])
+    error = fails(capsys, *BASE[:3], flag, "--out=bad")
+    assert "identifies its rows, but no table does" in error
+
+
+def test_labels_beside_the_index_of_pandas(inputs, capsys):
+    """An index that pandas wrote is no identifier if the tables have none: labels are in order."""
+    labels = inputs[1]
+    Path("y.csv").write_text(",label\n" + "".join(f"{i},{y}\n" for i, y in enumerate(labels)))
+    succeeds(capsys, *BASE[:3], "--labels=y.npy", "--out=wanted")
+    succeeds(capsys, *BASE[:3], "--labels=y.csv", "--out=out")
+    assert errors_of("out") == errors_of("wanted")
+    Path("y.csv").write_text(",label\n0,1\n")
+    error = fails(capsys, *BASE[:3], "--labels=y.csv", "--out=bad")
+    assert "y.csv has 1 rows, allowed is one for each of 50" in error
+
+
+def test_numbers_count_the_columns_that_are_named(inputs, capsys):
+    """Indices among the labels count the columns as --names has them."""
+    levels, labels = inputs
+    order = [3, 0, 4, 2, 1]
+    succeeds(capsys, *BASE[:3], "--labels=y.npy", "--out=wanted")
+    np.save("pf.npy", levels[1][:, order])
+    np.save("y.npy", np.argsort(order)[labels])
+    Path("names.txt").write_text("\n".join(TWO.names[1][i] for i in order))
+    succeeds(capsys, *BASE[:3], "--names=animal=names.txt", "--labels=y.npy", "--out=out")
+    assert errors_of("out") == errors_of("wanted")
+
+
+def test_labels_in_another_order(capsys):
+    """Labels that count the classes in another order than the columns are a warning."""
+    levels, labels = probabilities(TWO, count=600)
+    TWO.to_json("h.json")
+    np.save("pc.npy", levels[0])
+    np.save("pf.npy", levels[1])
+    swapped = np.array([0, 1, 2, 4, 3])[labels]
+    swapped[::2] = -1  # only rows with odd numbers have labels
+    np.save("y.npy", swapped)
+    assert run(*BASE, "--labels=y.npy") == 0
+    error = capsys.readouterr().err
+    assert "warning: the labels and the answers of level 'animal' agree on " in error
+    assert "'poodle' as 'ocelot', 'ocelot' as 'poodle'; check which class each number" in error
+    np.save("y.npy", np.where(swapped < 0, -1, labels))
+    succeeds(capsys, *BASE[:3], "--labels=y.npy", "--out=right")
+
+
+def test_answers_have_identifiers(capsys, tmp_path):
+    """answers.csv has the tables' identifiers as its first column, in their order."""
+    levels, labels = probabilities(TWO, count=90)
+    TWO.to_json("h.json")
+    np.save("pc.npy", levels[0])
+    columns = dict(zip(TWO.names[1], levels[1].T, strict=True))
+    columns["level"] = [f"{i}.png" for i in range(90)]
+    pa.csv.write_csv(pa.table(columns), "pf.csv")
+    np.save("y.npy", labels)
+    flags = ("--fine=pf.csv", "--labels=y.npy", "--target_accuracy=0.6", "--out=out")
+    assert run(*BASE[:2], *flags) == 0
+    table = pa.csv.read_csv("out/answers.csv")
+    assert table.column_names == ["level_id", "answer", "level", "probability"]
+    assert table["level_id"].to_pylist() == columns["level"]
 
 
 # Other classes than in training.

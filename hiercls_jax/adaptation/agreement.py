@@ -37,14 +37,26 @@ def count_meetings(
     counts = []
     for level, (answer, below) in enumerate(zip(answers, answers[1:], strict=False)):
         parents = hierarchy.cut_parents(level)
-        size = int(parents.max()) + 1
-        if size > LARGEST:
-            counts.append(np.zeros((2, 0, 0), np.int64))
-            continue
-        half = (start + np.arange(len(answer))) % 2
-        cells = (half * size + answer) * size + parents[below]
-        counts.append(np.bincount(cells, minlength=2 * size * size).reshape(2, size, size))
+        counts.append(count_pairs(answer, parents[below], int(parents.max()) + 1, start))
     return counts
+
+
+def count_pairs(first: np.ndarray, second: np.ndarray, size: int, start: int = 0) -> np.ndarray:
+    """Count how often each class of one answer meets each class of another.
+
+    Args:
+      first, second: integer `[N]` in `[0, size)`.
+      size: number of classes K.
+      start: number of the first row.
+
+    Returns:
+      int64 `[2, K, K]`, as `count_meetings` returns them.
+    """
+    if size > LARGEST:
+        return np.zeros((2, 0, 0), np.int64)
+    half = (start + np.arange(len(first))) % 2
+    cells = (half * size + first) * size + second
+    return np.bincount(cells, minlength=2 * size * size).reshape(2, size, size)
 
 
 def find_misplaced(meetings: np.ndarray) -> np.ndarray | None:
@@ -87,31 +99,60 @@ def describe_disagreement(meetings: Sequence[np.ndarray], hierarchy: Hierarchy) 
     """
     warnings = []
     for level, counts in enumerate(meetings):
-        total = counts.sum(axis=0)
-        rows = int(total.sum())
-        if rows < LEAST_ROWS:
-            continue
         upper, lower = hierarchy.levels[level : level + 2]
-        agree = int(np.trace(total))
-        said = f"levels '{upper}' and '{lower}' agree on {100 * agree / rows:.1f} % of the rows"
-        better = find_misplaced(counts)
-        if better is not None:
-            names = hierarchy.cut_names(level)
-            moved = np.flatnonzero(better != np.arange(len(better)))
-            listed = [f"'{names[i]}' as '{names[better[i]]}'" for i in moved[:6]]
-            more = f", and {len(moved) - 6} more" if len(moved) > 6 else ""
-            rate = 100 * total[np.arange(len(better)), better].sum() / rows
-            warnings.append(
-                f"{said}, but on {rate:.1f} % if {len(moved)} columns of '{upper}' are read as "
-                f"other classes: {', '.join(listed)}{more}; check the order of the columns of "
-                "both levels"
-            )
-        elif _largest_kappa(agree / rows, _by_chance(total), rows) < UNRELATED:
-            warnings.append(
-                f"{said}, hardly more often than by chance ({100 * _by_chance(total):.1f} %); "
-                "check the order of the columns, and whether the rows are the same, in both levels"
-            )
+        warnings += _describe(
+            counts,
+            hierarchy.cut_names(level),
+            f"levels '{upper}' and '{lower}' agree",
+            f"columns of '{upper}'",
+            "the order of the columns of both levels",
+        )
     return warnings
+
+
+def describe_labels(meetings: np.ndarray, hierarchy: Hierarchy) -> list[str]:
+    """Return a warning if labels may not speak of the classes of the last level's answers.
+
+    Args:
+      meetings: int64 `[2, K, K]`, as `count_pairs` returns them, of labels and answers of the last
+        level's cut.
+      hierarchy: the levels.
+    """
+    return _describe(
+        meetings,
+        hierarchy.leaf_names,
+        f"the labels and the answers of level '{hierarchy.levels[-1]}' agree",
+        "classes of the labels",
+        "which class each number among the labels stands for, and the order of the columns",
+    )
+
+
+def _describe(
+    counts: np.ndarray, names: Sequence[str], said: str, moved_what: str, check: str
+) -> list[str]:
+    """Return the warning about counts of pairs, if there is cause for one."""
+    total = counts.sum(axis=0)
+    rows = int(total.sum())
+    if rows < LEAST_ROWS:
+        return []
+    agree, chance = np.trace(total) / rows, _by_chance(total)
+    said = f"{said} on {100 * agree:.1f} % of the rows"
+    better = find_misplaced(counts)
+    if better is not None:
+        moved = np.flatnonzero(better != np.arange(len(better)))
+        listed = [f"'{names[i]}' as '{names[better[i]]}'" for i in moved[:6]]
+        more = f", and {len(moved) - 6} more" if len(moved) > 6 else ""
+        rate = 100 * total[np.arange(len(better)), better].sum() / rows
+        return [
+            f"{said}, but on {rate:.1f} % if {len(moved)} {moved_what} are read as other classes: "
+            f"{', '.join(listed)}{more}; check {check}"
+        ]
+    if _largest_kappa(agree, chance, rows) < UNRELATED:
+        return [
+            f"{said}, hardly more often than by chance ({100 * chance:.1f} %); check {check}, and "
+            "whether the rows are the same"
+        ]
+    return []
 
 
 def _assign(meetings: np.ndarray) -> np.ndarray:

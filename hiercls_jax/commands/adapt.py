@@ -45,6 +45,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from hiercls_jax.adaptation.rules import RULES
@@ -72,10 +73,10 @@ from hiercls_jax.report.terminal import describe_adaptation
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.tables import FORMATS, open_table
 from hiercls_jax.tables.adapter import Adapter, chunk_size
-from hiercls_jax.tables.answer_files import answer_format, write_answers
+from hiercls_jax.tables.answer_files import COLUMNS, answer_format, write_answers
 from hiercls_jax.tables.columns import read_names
 from hiercls_jax.tables.levels import LevelTables, level_columns
-from hiercls_jax.tables.streaming import climb, write_adapted
+from hiercls_jax.tables.streaming import climb, named_apart, write_adapted
 
 SEE = "; see python -m hiercls_jax adapt --help"
 STOPPED = "stopped; nothing was written, and the same command begins anew"
@@ -122,7 +123,9 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define(
         flags.DEFINE_string, "labels", None,
         "The samples' true classes on the finest level (any leaves in a ragged hierarchy): one "
-        "column of indices or names. A row without a label has -1, or an empty cell.",
+        "column of names, or of indices in the hierarchy's order or, if given, in that of --names. "
+        "A row without a label has -1, or an empty cell. With a second column, which "
+        "identifies rows, labels of some rows in any order.",
     )  # fmt: skip
     define(
         flags.DEFINE_string, "alpha", None,
@@ -207,11 +210,16 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
     with atomic_folder(out, inside=base) as folder:
         written = write_adapted(
             folder, inputs.tables, inputs.adapter, measured.alpha, formats, options.decision,
-            tally.add if tally else None,
+            tally.add if tally else None, inputs.labels[-1] if inputs.labels else None,
         )  # fmt: skip
         if answers:
             path = folder / f"answers.{answer_format(formats[-1])}"
-            write_answers(path, answers.climb, hierarchy, answers.threshold)
+            column = named_apart(inputs.tables.ids, COLUMNS)
+            ids = [*inputs.tables.id_chunks(inputs.adapter.size)]
+            write_answers(
+                path, answers.climb, hierarchy, answers.threshold,
+                *((np.concatenate(ids), column.name) if column else ()),
+            )  # fmt: skip
         results = {
             "hierarchy": options.hierarchy,
             "tables": dict(zip(hierarchy.levels, files, strict=True)),
@@ -226,6 +234,7 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
             **inputs.changed,
             **measured.results,
             **written,
+            "warnings": [*inputs.warnings, *written["warnings"]],
             **({"decisions": tally.results()} if tally else {}),
             **({"answers": answers.results} if answers else {}),
         }
@@ -307,11 +316,12 @@ def _open_inputs(
     own = OwnClasses(options.only, options.prior, options.train_prior)
     tables, changed = own_classes.apply(tables, own, chunk_size(tables.hierarchy, tables.rows))
     kept = None if tables.weights is None else tables.weights > 0
-    labels = None
+    labels, unused = None, list[str]()
     if options.labels:
-        labels = read_level_labels(options.labels, tables)
-        if kept is not None and not kept[labels[-1]].all():
-            row = int((~kept[labels[-1]]).argmax())
+        labels, unused = read_level_labels(options.labels, tables, names.get(hierarchy.levels[-1]))
+        out = np.zeros(1, bool) if kept is None else ~kept[labels[-1]] & (labels[-1] >= 0)
+        if out.any():
+            row = int(out.argmax())
             raise UserError(
                 f"{options.labels}, row {row} (from 0): class "
                 f"'{tables.hierarchy.leaf_names[labels[-1][row]]}' is left out by --only or "
@@ -321,7 +331,7 @@ def _open_inputs(
         adapter = Adapter(tables.hierarchy, options.method, tables.rows, kept)
     except ValueError as error:
         raise UserError(f"--method={options.method}: {error}") from error
-    return Inputs(tables, adapter, labels, changed)
+    return Inputs(tables, adapter, labels, changed, unused)
 
 
 def _given_alpha(text: str | None, inputs: Inputs) -> float | None:

@@ -8,14 +8,16 @@ import numpy as np
 
 from hiercls_jax.adaptation.alpha import widest_midpoint
 from hiercls_jax.adaptation.error_curve import StepFunction, curve_of_intervals
-from hiercls_jax.errors import UserError
+from hiercls_jax.errors import UserError, preview
 from hiercls_jax.evaluation.evaluate import errors_at_settings, sample_curves
 from hiercls_jax.evaluation.outcomes import SampleOutcomes, sample_rows
-from hiercls_jax.tables import NO_CLASS, TableError, read_labels
+from hiercls_jax.tables import NO_CLASS, TableError
 from hiercls_jax.tables.adapter import Adapter
+from hiercls_jax.tables.label_files import LabelRows, read_label_rows
 from hiercls_jax.tables.levels import LevelTables
 from hiercls_jax.tables.streaming import measure_intervals, predict, sample_scores
 
+LABEL_ROWS = 2**16  # whose identifiers are compared at once
 SEED = 0  # of the rows that alpha is tuned on
 
 
@@ -29,12 +31,14 @@ class Inputs:
       labels: L integer arrays `[N]`, positions in the level's cut, -1 for a sample without a label;
         None without labels.
       changed: what was done about other classes than in training, in JSON's types.
+      warnings: what may be wrong with the labels.
     """
 
     tables: LevelTables
     adapter: Adapter
     labels: Sequence[np.ndarray] | None
     changed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,20 +70,68 @@ class Measured:
         return _curves(self.intervals, self.tuning, self.largest)
 
 
-def read_level_labels(name: str, tables: LevelTables) -> tuple[np.ndarray, ...]:
-    """Read the leaf of each sample, and return int32 `[N]` per level: positions in its cut.
+def read_level_labels(
+    name: str, tables: LevelTables, columns: Sequence[str] | None = None
+) -> tuple[tuple[np.ndarray, ...], list[str]]:
+    """Read the leaf of each sample: positions in every level's cut, -1 for one without a label.
 
-    A sample without a label has -1.
+    Args:
+      name: a file of one column with a label for each sample, or of two with identifiers and labels
+        of any samples, in any order.
+      tables: N samples.
+      columns: names of the columns of the last level's table, if they were given: numbers among
+        the labels count them. None for the hierarchy's order.
+
+    Returns:
+      L arrays, int32 `[N]`; and what may be wrong with the labels.
 
     Raises:
-      TableError: if the file is not a column of N leaves, some of which may be missing.
+      TableError: if the file does not hold leaves of these samples.
     """
-    leaf_ids = read_labels(name, tables.hierarchy.leaf_names, tables.rows)
+    leaves = tables.hierarchy.leaf_names
+    counted = [*(columns or ()), *(leaf for leaf in leaves if leaf not in (columns or ()))]
+    given = read_label_rows(name, counted, tables.rows, tables.ids.name if tables.ids else None)
+    warnings: list[str] = []
+    leaf_ids = given.labels
+    if given.ids is not None:
+        leaf_ids, warnings = _match_ids(name, given, tables)
     known = leaf_ids >= 0
     if not known.any():
         raise TableError(f"{name} has no label; at least one is needed")
-    labels = tables.hierarchy.labels(np.where(known, leaf_ids, 0))
-    return tuple(np.where(known, of_level, NO_CLASS).astype(np.int32) for of_level in labels)
+    position = {leaf: i for i, leaf in enumerate(leaves)}
+    leaf_ids = np.array([position[leaf] for leaf in counted])[np.where(known, leaf_ids, 0)]
+    labels = tables.hierarchy.labels(leaf_ids)
+    of_level = tuple(np.where(known, y, NO_CLASS).astype(np.int32) for y in labels)
+    return of_level, warnings
+
+
+def _match_ids(name: str, given: LabelRows, tables: LevelTables) -> tuple[np.ndarray, list[str]]:
+    """Return int32 `[N]`, each sample's label by its identifier, and a warning about others."""
+    assert given.ids is not None
+    assert tables.ids is not None  # else `read_label_rows` raises
+    label_of: dict[str, int] = {}
+    for id_, label in zip(given.ids, given.labels.tolist(), strict=True):
+        if label_of.setdefault(id_, label) != label:
+            raise TableError(f"{name}: '{id_}' has two different labels; allowed is one")
+    found = np.full(tables.rows, NO_CLASS, np.int32)
+    used = set()
+    start = 0
+    for ids in tables.id_chunks(LABEL_ROWS):
+        for row, id_ in enumerate(map(str, ids.tolist()), start):
+            if id_ in label_of:
+                found[row] = label_of[id_]
+                used.add(id_)
+        start += len(ids)
+    unused = [id_ for id_ in label_of if id_ not in used]
+    if not used:
+        raise TableError(
+            f"{name}: none of its rows, such as {preview(unused)}, is in the tables; allowed are "
+            f"values of their column '{tables.ids.name}'"
+        )
+    if unused:
+        count = f"{len(unused):,} of {len(label_of):,}"
+        return found, [f"{count} labels of {name} are of no row of the tables: {preview(unused)}"]
+    return found, []
 
 
 def measure(

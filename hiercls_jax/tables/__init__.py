@@ -38,6 +38,7 @@ __all__ = [
     "Columns",
     "Table",
     "TableError",
+    "label_ids",
     "open_table",
     "read_labels",
     "write_table",
@@ -120,6 +121,15 @@ def read_labels(name: str, classes: Sequence[str], rows: int | None = None) -> n
     with as_table_error(name):
         values = _MODULES[format_].read_column(name, classes, rows)
     check_rows(name, len(values), rows)
+    return label_ids(name, values, classes)
+
+
+def label_ids(name: str, values: np.ndarray | list[str], classes: Sequence[str]) -> np.ndarray:
+    """Return int32 `[N]` in `[0, K)` for indices or names of classes; `NO_CLASS` for none.
+
+    Raises:
+      TableError: for an unknown class, with its row.
+    """
     index = {"": NO_CLASS} | {class_: i for i, class_ in enumerate(classes)}
     ids = (
         np.array([index.get(value, len(classes)) for value in values])

@@ -10,7 +10,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
-from hiercls_jax.adaptation.agreement import count_meetings, describe_disagreement
+from hiercls_jax.adaptation.agreement import (
+    count_meetings,
+    count_pairs,
+    describe_disagreement,
+    describe_labels,
+)
 from hiercls_jax.adaptation.answers import DECISIONS
 from hiercls_jax.adaptation.error_curve import winning_intervals
 from hiercls_jax.adaptation.stopping import Climb, climb_paths
@@ -111,6 +116,7 @@ def write_adapted(
     formats: Sequence[str],
     decision: str = "independent",
     observe: Callable[[slice, list[np.ndarray]], None] | None = None,
+    labels: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Adapt tables, and write `p_<level>` and `predictions` into a folder.
 
@@ -126,11 +132,12 @@ def write_adapted(
       decision: how predictions are made, a key of `DECISIONS`. A level below the answer has -1, or
         an empty name.
       observe: called with the rows of each chunk and its adapted levels.
+      labels: integer `[N]`, leaf ids to compare with the answers before adaptation; -1 for none.
 
     Returns:
       `coherence_gap` between neighbouring levels before and after, `changed_predictions`, the share
-      of samples whose prediction changed, by level, and `warnings` about levels that do not seem to
-      speak of the same classes.
+      of samples whose prediction changed, by level, and `warnings` about levels and labels that do
+      not seem to speak of the same classes.
     """
     hierarchy = tables.hierarchy
     names = None
@@ -141,10 +148,11 @@ def write_adapted(
     changed = np.zeros(hierarchy.num_levels, np.int64)
     none = np.zeros(0, np.int64)
     meetings = count_meetings([none] * hierarchy.num_levels, hierarchy)
+    labelled, labelled_rows = count_pairs(none, none, hierarchy.num_leaves), 0
     with contextlib.ExitStack() as stack:
 
         def open_(name: str, columns: Sequence[str], dtype: DTypeLike = np.float32) -> Write:
-            column = _named_apart(tables.ids, columns)
+            column = named_apart(tables.ids, columns)
             return stack.enter_context(
                 write_table(folder / name, columns, tables.rows, dtype, column)
             )
@@ -174,7 +182,13 @@ def write_adapted(
             old, new = (DECISIONS[decision](p, hierarchy) for p in (levels, adapted))
             changed += np.sum(old != new, axis=0)
             before, after = hierarchy.cut_probs(levels), hierarchy.cut_probs(adapted)
-            counted = count_meetings([p.argmax(axis=1) for p in before], hierarchy, rows.start)
+            answers = [p.argmax(axis=1) for p in before]
+            if labels is not None:
+                known = labels[rows] >= 0
+                pair = labels[rows][known], answers[-1][known]
+                labelled += count_pairs(*pair, hierarchy.num_leaves, labelled_rows)
+                labelled_rows += int(known.sum())
+            counted = count_meetings(answers, hierarchy, rows.start)
             for total, counts in zip(meetings, counted, strict=True):
                 total += counts
             for when, cut in (("before", before), ("after", after)):
@@ -191,11 +205,14 @@ def write_adapted(
         "changed_predictions": dict(
             zip(hierarchy.levels, (changed / tables.rows).tolist(), strict=True)
         ),
-        "warnings": describe_disagreement(meetings, hierarchy),
+        "warnings": [
+            *describe_disagreement(meetings, hierarchy),
+            *describe_labels(labelled, hierarchy),
+        ],
     }
 
 
-def _named_apart(ids: Identifiers | None, columns: Sequence[str]) -> Identifiers | None:
+def named_apart(ids: Identifiers | None, columns: Sequence[str]) -> Identifiers | None:
     """Return identifiers whose column has none of the other columns' names."""
     while ids is not None and ids.name in columns:
         ids = dataclasses.replace(ids, name=f"{ids.name}_id")
