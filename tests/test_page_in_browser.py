@@ -373,6 +373,62 @@ def test_nothing_overflows(opened, reports, name, size):
     assert wider == []
 
 
+# names that hold no blank to break a line at, and names of many words
+LONG = Hierarchy(
+    ("superordinate_category_of_the_taxonomy", "fine"),
+    (
+        (
+            "large_omnivores_and_herbivores_of_the_southern_hemisphere",
+            "household electrical devices",
+        ),
+        tuple(
+            f"{name}{i}"
+            for i in range(8)
+            for name in (
+                "PseudopseudohypoparathyroidismOfTheNorthernLesserWhiteFrontedGoose",
+                "a very long name of many words, as ImageNet has them, synonyms included, ",
+            )
+        ),
+    ),
+    (np.arange(16) % 2,),
+)
+
+
+@pytest.mark.parametrize("size", [(400, 800), DESKTOP], ids=["400", "1200"])
+def test_long_names_fit(opened, tmp_path, size):
+    """With long names of classes no table, list or select is wider than its card or the window.
+
+    Every row of the table of classes is on the page, not hidden in a box of its own.
+    """
+    split = predictions(LONG, 200)
+    contents = page.Page(
+        "long names", LONG, SampleOutcomes.of(split, LONG), 1.0, "given",
+        measures=evaluate({"test": split}, LONG)["measures"],
+        record={"command": "python -m hiercls_jax adapt --hierarchy=" + "a/long/path/" * 20},
+        warnings=["levels 'a' and 'b' agree on 3 % of the rows: " + "X" * 200],
+    )  # fmt: skip
+    page.write(tmp_path / "p.html", contents)
+    tab = opened(tmp_path / "p.html", size)
+    tab.get_by_role("button", name="Open all").click()
+    tab.locator("#classes .group button", has_text="fine").first.click()
+    width, *wider = tab.evaluate(
+        """() => [
+          document.documentElement.scrollWidth,
+          ...[...document.querySelectorAll("section, #bar, .card, .scroll, select, table, p, svg")]
+            .filter(e => e.scrollWidth > e.clientWidth + 1 && e.tagName !== "SELECT"
+                         || e.getBoundingClientRect().right > innerWidth + 0.5
+                         || e.closest("section")
+                         && e.getBoundingClientRect().right
+                            > e.closest("section").getBoundingClientRect().right + 0.5)
+            .map(e => (e.closest("section") ?? e).id + " " + e.tagName + " " + e.className)
+        ]"""
+    )
+    assert width == size[0]
+    assert wider == []
+    box = tab.locator("#classes .scroll")
+    assert box.evaluate("e => e.scrollHeight <= e.clientHeight + 1")
+
+
 def test_dark_mode_is_dark(opened, reports):
     """Ground, cards and points have other colours, and text stands out on both grounds."""
     contrasts = {}

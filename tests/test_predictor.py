@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from hiercls_jax import __main__, experiment
 from hiercls_jax.adaptation.answers import DECISIONS
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.adaptation.stopping import calibrate_threshold, stop
+from hiercls_jax.commands import predict
 from hiercls_jax.data import folder
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import predictions
@@ -421,6 +423,26 @@ def test_the_table_of_guesses(command, workdir, trained, root, images):
     assert lines[0].index("adapted, alpha") == rows[0].index(wanted[2][4], 20)
 
 
+@pytest.mark.parametrize("columns", [50, 80, 400])
+def test_the_table_fits_the_terminal(monkeypatch, columns):
+    """On a terminal no row of guesses is wider than it; elsewhere names are never cut."""
+    names = ("cat", "貓" * 30), ("x" * 90, "a long name of many words, as ImageNet has them", "pug")
+    tree = hiercls_jax.Hierarchy(("kind", "animal"), names, ((0, 1, 0),))
+    p = {"kind": np.full((1, 2), 0.5), "animal": np.full((1, 3), 1 / 3)}
+    shown = {"kind": np.array(["cat"]), "animal": np.array(["pug"])}
+    answer = types.SimpleNamespace(adapted=p, unadapted=p, names=shown, probability=np.ones(1))
+    trained = types.SimpleNamespace(hierarchy=tree, alpha=1.0, threshold=None)
+    whole = predict._as_table(trained, ["cat.png"], answer)
+    assert "x" * 90 in whole
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    table = predict._as_table(trained, ["cat.png"], answer)
+    widths = {predict._columns(line) for line in table.splitlines()}
+    assert max(widths) <= columns
+    assert ("…" in table) == (columns < 400)
+    assert "pug" in table
+
+
 def test_the_guesses_as_json(command, workdir, trained, root, images):
     """`--json`: the same with all digits, by file and level."""
     files = first_two(root)
@@ -510,6 +532,7 @@ def test_help_has_an_example(command, name, flag_names):
 
 ALONE = """
 import sys
+import types
 
 sys.modules |= dict.fromkeys(["hiercls_jax", "flax", "orbax", "optax", "ml_collections"])  # refused
 import numpy as np

@@ -19,6 +19,8 @@ stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 import json
+import shutil
+import sys
 import unicodedata
 from collections.abc import Sequence
 
@@ -33,6 +35,7 @@ from hiercls_jax.experiment.predictor import Answer, Predictor
 SEE = "; see python -m hiercls_jax predict --help"
 STOPPED = "stopped; nothing was written, and the same command begins anew"
 TOP = 3  # classes shown for each level
+LEAST = 8  # columns of a terminal for the name of a class
 
 
 def main(argv: Sequence[str]) -> int:
@@ -110,6 +113,9 @@ def _as_table(trained: Predictor, files: list[str], answer: Answer) -> str:
     """Return each image's answer below its name, then its guesses, not adapted beside adapted."""
     levels = max(map(len, trained.hierarchy.levels))
     classes = max(_columns(name) for names in trained.hierarchy.names for name in names)
+    if sys.stdout.isatty():
+        beside = levels + len("    ") + len("    ") + 2 * len("  100.0 %")
+        classes = min(classes, max(LEAST, (shutil.get_terminal_size().columns - beside) // 2))
     column = classes + len("  100.0 %")
     lines = [f"{'':{levels}}    {'not adapted':{column}}    adapted, alpha = {trained.alpha:.2f}"]
     for i, file in enumerate(files):
@@ -127,6 +133,10 @@ def _as_table(trained: Predictor, files: list[str], answer: Answer) -> str:
 
 
 def _padded(name: str, width: int) -> str:
+    """Return a name in so many columns of a terminal; one that is longer is cut, and ends in …."""
+    if _columns(name) > width:
+        kept = (name[:end] for end in reversed(range(len(name))))
+        name = next(start for start in kept if _columns(start) < width) + "…"
     return name + " " * (width - _columns(name))
 
 
