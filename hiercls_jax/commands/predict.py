@@ -113,11 +113,14 @@ def _as_table(trained: Predictor, files: list[str], answer: Answer) -> str:
     """Return each image's answer below its name, then its guesses, not adapted beside adapted."""
     levels = max(map(len, trained.hierarchy.levels))
     classes = max(_columns(name) for names in trained.hierarchy.names for name in names)
+    lines, heading = [], f"adapted, alpha = {trained.alpha:.2f}"
     if sys.stdout.isatty():
-        beside = levels + len("    ") + len("    ") + 2 * len("  100.0 %")
-        classes = min(classes, max(LEAST, (shutil.get_terminal_size().columns - beside) // 2))
+        room = shutil.get_terminal_size().columns - levels - len("        ")
+        classes = min(classes, max(LEAST, room // 2 - len("  100.0 %")))
+        if classes + len("  100.0 %") + len(heading) > room:
+            lines, heading = [f"alpha = {trained.alpha:.2f}"], "adapted"
     column = classes + len("  100.0 %")
-    lines = [f"{'':{levels}}    {'not adapted':{column}}    adapted, alpha = {trained.alpha:.2f}"]
+    lines.append(f"{'':{levels}}    {'not adapted':{column}}    {heading}")
     for i, file in enumerate(files):
         path = " > ".join(names[i] for names in answer.names.values() if names[i])
         sure = f"{path}  {100 * answer.probability[i]:.1f} %" if path else "nothing is sure enough"
