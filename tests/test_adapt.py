@@ -180,7 +180,7 @@ def test_writes_what_the_library_returns(inputs, capsys):
     assert predictions.dtype == np.int32
     np.testing.assert_array_equal(predictions, np.stack([p.argmax(1) for p in wanted], 1))
     results = json.loads(Path("out/report.json").read_text())
-    assert (results["alpha"], results["method"], results["rows"]) == (1.0, "kl", N)
+    assert (results["alpha"], results["rule"], results["rows"]) == (1.0, "kl", N)
     assert results["coherence_gap"]["after"]["kind/animal"] < SUM
     gap = np.abs(levels[0] - levels[1] @ np.eye(2)[TWO.fine_to_coarse]).sum(1).mean() / 2
     assert results["coherence_gap"]["before"]["kind/animal"] == pytest.approx(gap, abs=SUM)
@@ -193,14 +193,21 @@ def test_writes_what_the_library_returns(inputs, capsys):
     assert f"adapted {N} rows by Algorithm 1 (kl), alpha = 1" in printed
 
 
-@pytest.mark.parametrize("method", RULES)
-def test_every_method_and_alpha(inputs, capsys, method):
-    """`--method` and `--alpha` choose any of the library's rules, and how far to go."""
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_and_alpha(inputs, capsys, rule):
+    """`--rule` and `--alpha` choose any of the library's rules, and how far to go."""
     levels, _ = inputs
-    succeeds(capsys, *BASE, f"--method={method}", "--alpha=0.5")
-    wanted = interpolate(levels, RULES[method].target(levels, TWO), 0.5)
+    succeeds(capsys, *BASE, f"--rule={rule}", "--alpha=0.5")
+    wanted = interpolate(levels, RULES[rule].target(levels, TWO), 0.5)
     for name, p in zip(("p_kind", "p_animal"), wanted, strict=True):
         np.testing.assert_allclose(np.load(f"out/{name}.npy"), p, atol=SUM)
+
+
+def test_method_is_another_name_of_rule(inputs, capsys):
+    """`--method`, the older name, stays; the report has the rule under both."""
+    succeeds(capsys, *BASE, "--method=top_down")
+    results = json.loads(Path("out/report.json").read_text())
+    assert results["rule"] == results["method"] == "top_down"
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "csv", "parquet"])
@@ -870,7 +877,7 @@ def test_ragged_sums(capsys):
     ("flags", "message"),
     [
         (["--alpha=2.5"], "--alpha=2.5: allowed is 0 to 2"),
-        (["--alpha=1.5", "--method=top_down"], "--alpha=1.5: allowed is 0 to 1"),
+        (["--alpha=1.5", "--rule=top_down"], "--alpha=1.5: allowed is 0 to 1"),
         (["--alpha=nan"], "it is a number"),
         (["--alpha=tune"], "--alpha=tune needs --labels=file, or give a number: --alpha=1"),
         (["--level", "kind=pc.npy"], "--level kind=pc.npy is the second for its level"),
@@ -897,10 +904,8 @@ def test_levels_that_do_not_fit(inputs, capsys):
     for name, values in zip(THREE.levels, probabilities(THREE)[0], strict=True):
         np.save(f"{name}.npy", values)
     flags = [f"--level={name}={name}.npy" for name in THREE.levels]
-    error = fails(
-        capsys, "--hierarchy=h.json", *flags, "--method=euclidean_projection", "--out=out"
-    )
-    assert "--method=euclidean_projection: " in error
+    error = fails(capsys, "--hierarchy=h.json", *flags, "--rule=euclidean_projection", "--out=out")
+    assert "--rule=euclidean_projection: " in error
     assert "two levels" in error
 
 
@@ -912,7 +917,7 @@ def test_levels_that_do_not_fit(inputs, capsys):
         ([*BASE, "--colour=red"], "colour"),
         ([*BASE, "extra"], "extra"),
         ([*BASE, "--alpha=much"], "alpha"),
-        ([*BASE, "--method=magic"], "magic"),
+        ([*BASE, "--rule=magic"], "magic"),
         ([*BASE, "--tune_fraction=2"], "tune_fraction"),
     ],
 )
@@ -1008,7 +1013,7 @@ def test_the_page_has_the_numbers_of_the_report(tmp_path, capsys, hierarchy, met
     for level, p in zip(hierarchy.levels, levels, strict=True):
         np.save(tmp_path / f"{level}.npy", p)
         tables.append(f"--level={level}={level}.npy")
-    flags = ("--hierarchy=h.json", *tables, "--labels=y.npy", f"--method={method}", "--out=out")
+    flags = ("--hierarchy=h.json", *tables, "--labels=y.npy", f"--rule={method}", "--out=out")
     assert "report.html" in succeeds(capsys, *flags, "--report")
     results = json.loads(Path("out/report.json").read_text())
     data = page_data(Path("out/report.html").read_text())
@@ -1067,7 +1072,7 @@ def test_help(capsys):
     """`--help` tells of every flag, also beside others."""
     assert run("--help", "--alpha=x") == 0
     printed = capsys.readouterr().out
-    for flag in ("--hierarchy", "--coarse", "--level", "--labels", "--alpha", "--method", "--out"):
+    for flag in ("--hierarchy", "--coarse", "--level", "--labels", "--alpha", "--rule", "--out"):
         assert f"  {flag}: " in printed
 
 

@@ -423,6 +423,25 @@ def test_the_table_of_guesses(command, workdir, trained, root, images):
     assert lines[0].index("adapted, alpha") == rows[0].index(wanted[2][4], 20)
 
 
+def test_another_alpha_and_rule(workdir, trained, images):
+    """A given alpha or rule takes the place of the run's; another rule alone adapts with 1."""
+    levels = list(trained(images).unadapted.values())
+    for options, rule, alpha in (
+        ({"alpha": 0.25}, "kl", 0.25),
+        ({"rule": "top_down"}, "top_down", 1.0),
+        ({"rule": "kl"}, "kl", ALPHA),
+    ):
+        other = hiercls_jax.load(workdir, 8, **options)
+        assert (other.rule, other.alpha) == (rule, alpha)
+        wanted = RULES[rule].adjust(levels, HIERARCHY, alpha)
+        for p, w in zip(other(images).adapted.values(), wanted, strict=True):
+            np.testing.assert_allclose(p, w, atol=SUM)
+    with pytest.raises(UserError, match="alpha=1.5: allowed is 0 to 1 by the rule 'top_down'"):
+        hiercls_jax.load(workdir, alpha=1.5, rule="top_down")
+    with pytest.raises(UserError, match="rule='best': allowed are 'kl'"):
+        hiercls_jax.load(workdir, rule="best")
+
+
 @pytest.mark.parametrize("columns", [50, 80, 400])
 def test_the_table_fits_the_terminal(monkeypatch, columns):
     """On a terminal no row of guesses is wider than it; elsewhere names are never cut."""
@@ -517,7 +536,7 @@ def test_ctrl_c_is_one_line(command, monkeypatch, words):
 @pytest.mark.parametrize(
     ("name", "flag_names"),
     [
-        ("predict", ["--workdir", "--[no]json", "--decision", "--target_accuracy"]),
+        ("predict", ["--workdir", "--[no]json", "--decision", "--target_accuracy", "--alpha"]),
         ("export", ["--workdir", "--out", "--decision", "--confidence"]),
     ],
 )

@@ -4,7 +4,7 @@
     python -m hiercls_jax adapt --hierarchy=h.json --coarse=pc.npy --fine=pf.npy --labels=y.npy \
 --out=DIR
     python -m hiercls_jax adapt --hierarchy=tree.csv --level level1=a.parquet \
---level level2=b.csv --level level3=c.npz:probs --method=top_down --out=DIR
+--level level2=b.csv --level level3=c.npz:probs --rule=top_down --out=DIR
 
 A table has a row per sample and a column per class. It is an .npy, .npz, CSV or Parquet file; if an
 .npz file has several arrays, name one: file.npz:key. Columns with names may have any order. Columns
@@ -140,7 +140,8 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
         "0.5, or a third with --target_accuracy.",
         lower_bound=0, upper_bound=1,
     )  # fmt: skip
-    define(flags.DEFINE_enum, "method", "kl", list(RULES), "The rule that makes levels agree.")
+    define(flags.DEFINE_enum, "rule", "kl", list(RULES), "The rule that makes levels agree.")
+    define(flags.DEFINE_alias, "method", "rule")
     define_decision(options, "independent")
     define_target(options)
     define(
@@ -226,7 +227,8 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
             "labels": options.labels,
             "logits": options.logits,
             "renormalize": options.renormalize,
-            "method": options.method,
+            "rule": options.rule,
+            "method": options.rule,  # the older name
             "decision": options.decision,
             "rows": inputs.tables.rows,
             "id": inputs.tables.ids and inputs.tables.ids.name,
@@ -240,7 +242,7 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
         }
         (folder / "report.json").write_text(json.dumps(results, indent=1) + "\n")
         if options.labels:
-            title = f"{results['measured_on_rows']:,} samples, method {options.method}"
+            title = f"{results['measured_on_rows']:,} samples, rule {options.rule}"
             figures.draw_curve(folder, results, hierarchy, title)
         if options.report:
             shown = _page(inputs, measured, answers, results, arguments)
@@ -328,9 +330,9 @@ def _open_inputs(
                 "--prior; keep it, or leave out the rows that have it"
             )
     try:
-        adapter = Adapter(tables.hierarchy, options.method, tables.rows, kept)
+        adapter = Adapter(tables.hierarchy, options.rule, tables.rows, kept)
     except ValueError as error:
-        raise UserError(f"--method={options.method}: {error}") from error
+        raise UserError(f"--rule={options.rule}: {error}") from error
     return Inputs(tables, adapter, labels, changed, unused)
 
 
@@ -345,7 +347,7 @@ def _given_alpha(text: str | None, inputs: Inputs) -> float | None:
     if not alpha <= largest:
         raise UserError(
             f"--alpha={text}: allowed is 0 to {largest:g}; a larger alpha can make probabilities "
-            "negative by this method in this hierarchy"
+            "negative by this rule in this hierarchy"
         )
     return alpha
 
@@ -411,7 +413,7 @@ def _page(
         on = f"calibrated on {answers.results['calibrated_on_rows']:,} other rows, {promise}"
         shown = PageAnswers(shown.climb, answers.threshold, on)
     return Page(
-        f"{results['rows']:,} rows adapted by {results['method']}",
+        f"{results['rows']:,} rows adapted by {results['rule']}",
         inputs.tables.hierarchy,
         sample_outcomes(inputs, measured),
         measured.alpha,

@@ -28,6 +28,7 @@ from hiercls_jax.commands.command_line import CommandFlags, keep_compiled_progra
 from hiercls_jax.commands.target import (
     APPROXIMATE,
     answer_options,
+    define_adaptation,
     define_decision,
     define_target,
 )
@@ -54,6 +55,7 @@ def _export(argv: Sequence[str]) -> None:
     out = options.define(flags.DEFINE_string, "out", None, "The file to write.")
     define_decision(options, "leaf")
     define_target(options)
+    define_adaptation(options)
     unexpected = options.parse(argv, required=["workdir", "out"])
     if unexpected:
         raise flags.UnrecognizedFlagError(unexpected[0], "")

@@ -28,7 +28,13 @@ import numpy as np
 from absl import flags
 
 from hiercls_jax.commands.command_line import CommandFlags, keep_compiled_programs, run_command
-from hiercls_jax.commands.target import APPROXIMATE, answer_options, define_decision, define_target
+from hiercls_jax.commands.target import (
+    APPROXIMATE,
+    answer_options,
+    define_adaptation,
+    define_decision,
+    define_target,
+)
 from hiercls_jax.experiment import predictor
 from hiercls_jax.experiment.predictor import Answer, Predictor
 
@@ -55,6 +61,7 @@ def _predict(argv: Sequence[str]) -> None:
     as_json = options.define(flags.DEFINE_bool, "json", False, "Print JSON.")
     define_decision(options, "leaf")
     define_target(options)
+    define_adaptation(options)
     files = options.parse(argv, required=["workdir"])
     if not files:
         raise flags.Error("no image file is named")

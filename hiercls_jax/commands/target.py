@@ -1,10 +1,11 @@
-"""The flags --decision, --target_accuracy and --confidence, which several commands have."""
+"""The flags of adaptation and answers that several commands have."""
 
 from typing import Any
 
 from absl import flags
 
 from hiercls_jax.adaptation.answers import DECISIONS
+from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.commands.command_line import CommandFlags
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation.sure_answers import Target
@@ -23,6 +24,18 @@ def define_decision(options: CommandFlags, default: str) -> None:
         "the least expected distance to the truth; 'independent' with the most probable class of "
         "each level, where the levels may contradict each other.",
     )  # fmt: skip
+
+
+def define_adaptation(options: CommandFlags) -> None:
+    """Define --alpha and --rule of a trained run."""
+    options.define(
+        flags.DEFINE_float, "alpha", None,
+        "How far to adapt: 0 not at all, 1 until the levels agree. Default: as the run tuned it, "
+        "or 1 by another rule.",
+    )  # fmt: skip
+    options.define(
+        flags.DEFINE_enum, "rule", None, list(RULES), "How to adapt. Default: the run's rule."
+    )
 
 
 def define_target(options: CommandFlags) -> None:
@@ -54,4 +67,5 @@ def read_target(options: flags.FlagValues) -> Target | None:
 
 def answer_options(options: flags.FlagValues) -> dict[str, Any]:
     """Return the flags as arguments of `hiercls_jax.load`."""
-    return {name: options[name].value for name in ("decision", "target_accuracy", "confidence")}
+    names = ("decision", "target_accuracy", "confidence", "alpha", "rule")
+    return {name: options[name].value for name in names}

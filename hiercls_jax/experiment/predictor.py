@@ -214,11 +214,13 @@ def load(
     decision: str = "leaf",
     target_accuracy: float | None = None,
     confidence: float | None = None,
+    alpha: float | None = None,
+    rule: str | None = None,
 ) -> Predictor:
     """Return a finished training run as a predictor.
 
-    It has the parameters of the newest checkpoint, and the rule and the tuned alpha of the run.
-    Nothing in the workdir is changed.
+    It has the parameters of the newest checkpoint and, unless others are given, the rule and the
+    tuned alpha of the run. Nothing in the workdir is changed.
 
     With a target accuracy, it answers with the most probable leaf only if that is sure enough, else
     with the nearest class above it that is (`hiercls_jax.adaptation.stopping`). Answers then use
@@ -231,6 +233,9 @@ def load(
       decision: how it answers without a target, a key of `adaptation.answers.DECISIONS`.
       target_accuracy: how often answers shall be right, in (0, 1); None to answer by `decision`.
       confidence: how sure that shall be, in (0, 1); None for an accuracy that holds on average.
+      alpha: how far to adapt, from 0 to the rule's largest; None for the run's, or for 1 by another
+        rule than the run's, for which its alpha was not tuned.
+      rule: how to adapt, a key of `adaptation.rules.RULES`; None for the run's.
 
     Raises:
       UserError: if the run is not finished, a part of it is missing or damaged, or it has too few
@@ -245,7 +250,7 @@ def load(
     config = experiment.unflatten(results["config"])
     hierarchy = Hierarchy.read(workdir / "hierarchy.json")
     networks = _read_networks(workdir, config, results, hierarchy)
-    alpha, rule = results["alpha"], config.adapt.rule
+    alpha, rule = _choose(results["alpha"], config.adapt.rule, alpha, rule, hierarchy)
     threshold = None
     if target_accuracy is not None:
         target = Target(target_accuracy, confidence)
@@ -280,6 +285,24 @@ def load(
 
     shape = tuple(results["input"]["shape"])
     return Predictor(hierarchy, shape, alpha, batch, forward, rule, decision, threshold)
+
+
+def _choose(
+    tuned: float, own: str, alpha: float | None, rule: str | None, hierarchy: Hierarchy
+) -> tuple[float, str]:
+    """Return the alpha and the rule to adapt by: those that are given, else the run's."""
+    rule = own if rule is None else rule
+    if rule not in RULES:
+        raise UserError(f"rule={rule!r}: allowed are {', '.join(map(repr, RULES))}")
+    try:
+        largest = min(RULES[rule].largest_alpha(hierarchy))
+    except ValueError as error:
+        raise UserError(f"rule={rule!r}: {error}") from error
+    if alpha is None:
+        return (tuned if rule == own else 1.0), rule
+    if not 0 <= alpha <= largest:
+        raise UserError(f"alpha={alpha:g}: allowed is 0 to {largest:g} by the rule '{rule}'")
+    return alpha, rule
 
 
 def _decided(levels: Sequence[jax.Array], hierarchy: Hierarchy, decision: str) -> Answers:

@@ -40,7 +40,7 @@ def describe_adaptation(results: Mapping[str, Any], hierarchy: Hierarchy) -> str
       results: the contents of `report.json`.
       hierarchy: the levels.
     """
-    rule = {"kl": "Algorithm 1 (kl)"}.get(results["method"], results["method"])
+    rule = {"kl": "Algorithm 1 (kl)"}.get(results["rule"], results["rule"])
     lines = [f"adapted {results['rows']:,} rows by {rule}, alpha = {results['alpha']:.4g}"]
     if "only" in results:
         only = results["only"]

@@ -22,7 +22,7 @@ class Adapter:
 
     Args:
       hierarchy: L levels of N_l classes.
-      method: one of `RULES`.
+      rule: one of `RULES`.
       rows: number of samples in all.
       kept: bool `[K]`, which leaves may have mass in the target; None for all. A rule shares a
         class whose children have no mass among all of them, also among those that are left out.
@@ -36,12 +36,12 @@ class Adapter:
     """
 
     def __init__(
-        self, hierarchy: Hierarchy, method: str, rows: int, kept: np.ndarray | None = None
+        self, hierarchy: Hierarchy, rule: str, rows: int, kept: np.ndarray | None = None
     ) -> None:
         self.size = chunk_size(hierarchy, rows)
-        self.largest_alpha = min(RULES[method].largest_alpha(hierarchy))
+        self.largest_alpha = min(RULES[rule].largest_alpha(hierarchy))
         self._target, self._adapt = _compiled(
-            method, hierarchy, None if kept is None or kept.all() else tuple(kept.tolist())
+            rule, hierarchy, None if kept is None or kept.all() else tuple(kept.tolist())
         )
 
     def target(self, levels: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -70,13 +70,12 @@ def chunk_size(hierarchy: Hierarchy, rows: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(
-    method: str, hierarchy: Hierarchy, kept: tuple[bool, ...] | None
+    rule: str, hierarchy: Hierarchy, kept: tuple[bool, ...] | None
 ) -> tuple[Compiled, Compiled]:
     """Return the target and the adaptation, which compile once for all adapters of a process."""
-    rule = RULES[method]
 
     def target(levels: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        coherent = rule.target(levels, hierarchy)
+        coherent = RULES[rule].target(levels, hierarchy)
         return coherent if kept is None else weigh(coherent, hierarchy, np.array(kept, float))
 
     def adapt(levels: Sequence[jax.Array], alpha: jax.Array) -> tuple[jax.Array, ...]:
