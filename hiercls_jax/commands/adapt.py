@@ -19,7 +19,7 @@ together with the leaves of the levels above). With --logits the tables hold log
 count from 0.
 
 Tables are read and written a few thousand rows at a time, so memory does not grow with them. With
-labels it grows by 16 bytes per row and level, with --report by 40.
+labels it grows by 40 bytes per row and level, with --report or --target_accuracy by 60.
 
 DIR gets these files: p_LEVEL (adapted probabilities, float32); predictions (a column per level:
 class indices in .npy and .npz, names in CSV and Parquet); report.json; with labels, alpha_curve.png
