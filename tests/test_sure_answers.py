@@ -161,14 +161,18 @@ def test_predictions_by_any_decision(capsys, hierarchy, decision):
 def test_all_decisions_are_measured(capsys):
     """With labels, the report compares every decision on the test rows, at the chosen alpha."""
     levels, labels, flags = save(TWO)
-    succeeds(capsys, *flags, "--alpha=0.5")
+    printed = succeeds(capsys, *flags, "--alpha=0.5")
     adapted = [np.asarray(p) for p in adjust_tree(levels, TWO, 0.5)]
-    wanted = measure_decisions(decide_all(adapted, TWO), labels, TWO)
-    found = json.loads(Path("out/report.json").read_text())["decisions"]
-    assert list(found) == list(DECISIONS)
-    for name, measured in wanted.items():
-        assert found[name]["error"] == pytest.approx(measured["error"], abs=0.004)
-        assert found[name]["path_accuracy"] == pytest.approx(measured["path_accuracy"], abs=0.004)
+    results = json.loads(Path("out/report.json").read_text())["decisions"]
+    for when, probs in (("before", levels), ("after", adapted)):
+        wanted, found = measure_decisions(decide_all(probs, TWO), labels, TWO), results[when]
+        assert list(found) == list(DECISIONS)
+        for name, measured in wanted.items():
+            for key in measured.keys() - {"error"}:
+                assert found[name][key] == pytest.approx(measured[key], abs=0.004)
+            assert found[name]["error"] == pytest.approx(measured["error"], abs=0.004)
+    share = 100 * found["independent"]["path_accuracy"]
+    assert f"right on every level: independent {share:.2f} %, leaf " in printed
     rows, truth = DECISIONS["leaf"](adapted, TWO), np.stack(TWO.labels(labels), axis=1)
     assert wanted["leaf"]["path_accuracy"] == path_accuracy(rows, truth)
     assert wanted["leaf"]["answer_accuracy"] == wanted["leaf"]["path_accuracy"]

@@ -19,7 +19,7 @@ together with the leaves of the levels above). With --logits the tables hold log
 count from 0.
 
 Tables are read and written a few thousand rows at a time, so memory does not grow with them. With
-labels it grows by 40 bytes per row and level, with --report or --target_accuracy by 60.
+labels it grows by 60 bytes per row and level, with --report or --target_accuracy by 80.
 
 DIR gets these files: p_LEVEL (adapted probabilities, float32); predictions (a column per level:
 class indices in .npy and .npz, names in CSV and Parquet); report.json; with labels, alpha_curve.png
@@ -429,5 +429,5 @@ def _page(
             "environment": environment(),
         },
         answers=shown,
-        decisions={"after": results["decisions"]} if "decisions" in results else None,
+        decisions=results.get("decisions"),
     )
