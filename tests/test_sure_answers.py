@@ -20,15 +20,18 @@ from hiercls_jax.adaptation.stopping import (
     climb_paths,
     critical_values,
     stop,
+    stop_climb,
     threshold_above,
 )
 from hiercls_jax.adaptation.tree import adjust_tree
 from hiercls_jax.evaluation import adapt_tables
 from hiercls_jax.evaluation.decisions import decide_all, measure_decisions
+from hiercls_jax.evaluation.outcomes import SampleOutcomes
 from hiercls_jax.evaluation.sure_answers import LabelledClimb, Target
 from hiercls_jax.hierarchy.nodes import node_names, node_numbers
 from hiercls_jax.metrics import answer_accuracy, mean_information, path_accuracy
 from hiercls_jax.report import figures
+from hiercls_jax.report.answer_contents import PageAnswers, collect_answers
 from hiercls_jax.tables import adapter, answer_files
 
 SUM = 1e-6
@@ -211,6 +214,21 @@ def test_the_page_shows_the_answers(capsys):
     assert unpacked(shown["at"], -1, 3).sum(axis=1).tolist() == [N] * 101
     assert [shown[key] for key in ("wrong", "classes", "curves", "chosen_at")] == [None] * 4
     assert shown["examples"][0]["label"] is None
+
+
+def test_the_page_counts_ties_as_the_library_does():
+    """At a threshold that a wrong class has exactly, it is still the answer."""
+    tree = make([[0, 0, 1, 1]])
+    climb = Climb(np.array([0, 0]), np.array([[0.75, 0.5], [0.75, 0.5]], np.float32))
+    empty = np.zeros((2, 0, 2))
+    outcomes = SampleOutcomes(empty, np.array([1, 2]), np.arange(2), (), (), 2.0)
+    shown = collect_answers(PageAnswers(climb), outcomes, tree, lambda _: {}, np.asarray)
+    for threshold in (0.49, 0.5, 0.51, 0.75, 0.76):
+        at = shown["thresholds"].index(threshold)
+        answers = stop_climb(climb, tree, threshold)
+        right = answer_accuracy(answers.node, [1, 2], tree)
+        assert shown["wrong"][at] == 2 - 2 * right
+        assert shown["at"][at].tolist() == np.bincount(answers.node[:, 0] + 1, minlength=3).tolist()
 
 
 @pytest.mark.parametrize(
