@@ -33,6 +33,7 @@ from hiercls_jax.metrics import answer_accuracy, mean_information, path_accuracy
 from hiercls_jax.report import figures
 from hiercls_jax.report.answer_contents import PageAnswers, collect_answers
 from hiercls_jax.tables import adapter, answer_files
+from hiercls_jax.tables.table import Identifiers
 
 SUM = 1e-6
 N = 300
@@ -42,7 +43,6 @@ N = 300
 def _small_chunks(monkeypatch, tmp_path):
     """Several chunks, in the test's own folder, and no figures."""
     monkeypatch.setattr(adapter, "CHUNK_BYTES", 4 * 64 * 13)
-    monkeypatch.setattr(answer_files, "BLOCK", 77)
     monkeypatch.setattr(figures, "alpha_curve", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
@@ -129,9 +129,10 @@ def test_answers_in_the_format_of_the_tables(capsys):
 def test_identifiers_come_first(tmp_path):
     """Given identifiers replace the numbers of the rows."""
     climb = Climb(np.array([0, 2]), np.array([[0.9, 0.8], [0.5, 0.5]], np.float32))
+    ids = Identifiers("photo", np.dtype(object), lambda size: iter([["x,1"], ["y"]]))
     for suffix in ("csv", "parquet"):
         path = tmp_path / f"answers.{suffix}"
-        answer_files.write_answers(path, climb, TWO, 0.6, ["x,1", "y"], "photo")
+        answer_files.write_answers(path, climb, TWO, 0.6, ids, size=1)
     assert read_answers(tmp_path / "answers.csv") == [
         {"photo": "x,1", "answer": "lynx", "level": "animal", "probability": "0.8"},
         {"photo": "y", "answer": "", "level": "", "probability": "1.0"},
@@ -273,6 +274,29 @@ def test_a_part_of_the_rows_has_labels(capsys):
     assert alone["answers"]["by_class"] == found["answers"]["by_class"]
     np.save("y.npy", np.full(100, -1))
     assert "y.npy has no label" in fails(capsys, *flags, "--out=none")
+
+
+def test_a_table_with_identifiers_becomes_answers(capsys):
+    """A CSV of probabilities with ids, a CSV tree and labels for a part of them: one command."""
+    levels, labels, _ = save(TWO)
+    names = [f"photo {i}.jpg" for i in range(N)]
+    for level, values, classes in zip(TWO.levels, levels, TWO.names, strict=True):
+        rows = [
+            ["file", *classes],
+            *([name, *row] for name, row in zip(names, values.tolist(), strict=True)),
+        ]
+        with open(f"{level}.csv", "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    tree = [(name, TWO.names[0][i]) for name, i in zip(TWO.names[1], TWO.parents[0], strict=True)]
+    Path("tree.csv").write_text("".join(f"{a},{b}\n" for a, b in tree))
+    known = [TWO.names[1][y] if i % 2 else "" for i, y in enumerate(labels)]
+    Path("y.csv").write_text("".join(f"{name}\n" for name in known))
+    flags = ["--hierarchy=tree.csv", "--coarse=kind.csv", "--fine=animal.csv", "--labels=y.csv"]
+    succeeds(capsys, *flags, "--target_accuracy=0.8", "--report", "--out=out")
+    rows = read_answers()
+    assert [row["file"] for row in rows] == names
+    assert {row["answer"] for row in rows} <= {"", *TWO.names[0], *TWO.names[1]}
+    assert json.loads(Path("out/report.json").read_text())["labelled_rows"] == N // 2
 
 
 def test_labels_may_all_calibrate_or_test(capsys):
