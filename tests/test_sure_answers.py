@@ -20,16 +20,20 @@ from hiercls_jax.adaptation.stopping import (
     climb_paths,
     critical_values,
     stop,
+    stop_climb,
     threshold_above,
 )
 from hiercls_jax.adaptation.tree import adjust_tree
 from hiercls_jax.evaluation import adapt_tables
 from hiercls_jax.evaluation.decisions import decide_all, measure_decisions
+from hiercls_jax.evaluation.outcomes import SampleOutcomes
 from hiercls_jax.evaluation.sure_answers import LabelledClimb, Target
 from hiercls_jax.hierarchy.nodes import node_names, node_numbers
 from hiercls_jax.metrics import answer_accuracy, mean_information, path_accuracy
 from hiercls_jax.report import figures
+from hiercls_jax.report.answer_contents import PageAnswers, collect_answers
 from hiercls_jax.tables import adapter, answer_files
+from hiercls_jax.tables.table import Identifiers
 
 SUM = 1e-6
 N = 300
@@ -39,7 +43,6 @@ N = 300
 def _small_chunks(monkeypatch, tmp_path):
     """Several chunks, in the test's own folder, and no figures."""
     monkeypatch.setattr(adapter, "CHUNK_BYTES", 4 * 64 * 13)
-    monkeypatch.setattr(answer_files, "BLOCK", 77)
     monkeypatch.setattr(figures, "alpha_curve", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
@@ -126,9 +129,10 @@ def test_answers_in_the_format_of_the_tables(capsys):
 def test_identifiers_come_first(tmp_path):
     """Given identifiers replace the numbers of the rows."""
     climb = Climb(np.array([0, 2]), np.array([[0.9, 0.8], [0.5, 0.5]], np.float32))
+    ids = Identifiers("photo", np.dtype(object), lambda size: iter([["x,1"], ["y"]]))
     for suffix in ("csv", "parquet"):
         path = tmp_path / f"answers.{suffix}"
-        answer_files.write_answers(path, climb, TWO, 0.6, ["x,1", "y"], "photo")
+        answer_files.write_answers(path, climb, TWO, 0.6, ids, size=1)
     assert read_answers(tmp_path / "answers.csv") == [
         {"photo": "x,1", "answer": "lynx", "level": "animal", "probability": "0.8"},
         {"photo": "y", "answer": "", "level": "", "probability": "1.0"},
@@ -161,14 +165,18 @@ def test_predictions_by_any_decision(capsys, hierarchy, decision):
 def test_all_decisions_are_measured(capsys):
     """With labels, the report compares every decision on the test rows, at the chosen alpha."""
     levels, labels, flags = save(TWO)
-    succeeds(capsys, *flags, "--alpha=0.5")
+    printed = succeeds(capsys, *flags, "--alpha=0.5")
     adapted = [np.asarray(p) for p in adjust_tree(levels, TWO, 0.5)]
-    wanted = measure_decisions(decide_all(adapted, TWO), labels, TWO)
-    found = json.loads(Path("out/report.json").read_text())["decisions"]
-    assert list(found) == list(DECISIONS)
-    for name, measured in wanted.items():
-        assert found[name]["error"] == pytest.approx(measured["error"], abs=0.004)
-        assert found[name]["path_accuracy"] == pytest.approx(measured["path_accuracy"], abs=0.004)
+    results = json.loads(Path("out/report.json").read_text())["decisions"]
+    for when, probs in (("before", levels), ("after", adapted)):
+        wanted, found = measure_decisions(decide_all(probs, TWO), labels, TWO), results[when]
+        assert list(found) == list(DECISIONS)
+        for name, measured in wanted.items():
+            for key in measured.keys() - {"error"}:
+                assert found[name][key] == pytest.approx(measured[key], abs=0.004)
+            assert found[name]["error"] == pytest.approx(measured["error"], abs=0.004)
+    share = 100 * found["independent"]["path_accuracy"]
+    assert f"right on every level: independent {share:.2f} %, leaf " in printed
     rows, truth = DECISIONS["leaf"](adapted, TWO), np.stack(TWO.labels(labels), axis=1)
     assert wanted["leaf"]["path_accuracy"] == path_accuracy(rows, truth)
     assert wanted["leaf"]["answer_accuracy"] == wanted["leaf"]["path_accuracy"]
@@ -207,6 +215,21 @@ def test_the_page_shows_the_answers(capsys):
     assert unpacked(shown["at"], -1, 3).sum(axis=1).tolist() == [N] * 101
     assert [shown[key] for key in ("wrong", "classes", "curves", "chosen_at")] == [None] * 4
     assert shown["examples"][0]["label"] is None
+
+
+def test_the_page_counts_ties_as_the_library_does():
+    """At a threshold that a wrong class has exactly, it is still the answer."""
+    tree = make([[0, 0, 1, 1]])
+    climb = Climb(np.array([0, 0]), np.array([[0.75, 0.5], [0.75, 0.5]], np.float32))
+    empty = np.zeros((2, 0, 2))
+    outcomes = SampleOutcomes(empty, np.array([1, 2]), np.arange(2), (), (), 2.0)
+    shown = collect_answers(PageAnswers(climb), outcomes, tree, lambda _: {}, np.asarray)
+    for threshold in (0.49, 0.5, 0.51, 0.75, 0.76):
+        at = shown["thresholds"].index(threshold)
+        answers = stop_climb(climb, tree, threshold)
+        right = answer_accuracy(answers.node, [1, 2], tree)
+        assert shown["wrong"][at] == 2 - 2 * right
+        assert shown["at"][at].tolist() == np.bincount(answers.node[:, 0] + 1, minlength=3).tolist()
 
 
 @pytest.mark.parametrize(
@@ -251,6 +274,29 @@ def test_a_part_of_the_rows_has_labels(capsys):
     assert alone["answers"]["by_class"] == found["answers"]["by_class"]
     np.save("y.npy", np.full(100, -1))
     assert "y.npy has no label" in fails(capsys, *flags, "--out=none")
+
+
+def test_a_table_with_identifiers_becomes_answers(capsys):
+    """A CSV of probabilities with ids, a CSV tree and labels for a part of them: one command."""
+    levels, labels, _ = save(TWO)
+    names = [f"photo {i}.jpg" for i in range(N)]
+    for level, values, classes in zip(TWO.levels, levels, TWO.names, strict=True):
+        rows = [
+            ["file", *classes],
+            *([name, *row] for name, row in zip(names, values.tolist(), strict=True)),
+        ]
+        with open(f"{level}.csv", "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    tree = [(name, TWO.names[0][i]) for name, i in zip(TWO.names[1], TWO.parents[0], strict=True)]
+    Path("tree.csv").write_text("".join(f"{a},{b}\n" for a, b in tree))
+    known = [TWO.names[1][y] if i % 2 else "" for i, y in enumerate(labels)]
+    Path("y.csv").write_text("".join(f"{name}\n" for name in known))
+    flags = ["--hierarchy=tree.csv", "--coarse=kind.csv", "--fine=animal.csv", "--labels=y.csv"]
+    succeeds(capsys, *flags, "--target_accuracy=0.8", "--report", "--out=out")
+    rows = read_answers()
+    assert [row["file"] for row in rows] == names
+    assert {row["answer"] for row in rows} <= {"", *TWO.names[0], *TWO.names[1]}
+    assert json.loads(Path("out/report.json").read_text())["labelled_rows"] == N // 2
 
 
 def test_labels_may_all_calibrate_or_test(capsys):

@@ -19,7 +19,7 @@ together with the leaves of the levels above). With --logits the tables hold log
 count from 0.
 
 Tables are read and written a few thousand rows at a time, so memory does not grow with them. With
-labels it grows by 16 bytes per row and level, with --report by 40.
+labels it grows by 60 bytes per row and level, with --report or --target_accuracy by 80.
 
 DIR gets these files: p_LEVEL (adapted probabilities, float32); predictions (a column per level:
 class indices in .npy and .npz, names in CSV and Parquet); report.json; with labels, alpha_curve.png
@@ -73,10 +73,10 @@ from hiercls_jax.report.terminal import describe_adaptation
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.tables import FORMATS, open_table
 from hiercls_jax.tables.adapter import Adapter, chunk_size
-from hiercls_jax.tables.answer_files import COLUMNS, answer_format, write_answers
+from hiercls_jax.tables.answer_files import answer_format, write_answers
 from hiercls_jax.tables.columns import read_names
 from hiercls_jax.tables.levels import LevelTables, level_columns
-from hiercls_jax.tables.streaming import climb, named_apart, write_adapted
+from hiercls_jax.tables.streaming import climb, write_adapted
 
 SEE = "; see python -m hiercls_jax adapt --help"
 STOPPED = "stopped; nothing was written, and the same command begins anew"
@@ -215,12 +215,10 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
         )  # fmt: skip
         if answers:
             path = folder / f"answers.{answer_format(formats[-1])}"
-            column = named_apart(inputs.tables.ids, COLUMNS)
-            ids = [*inputs.tables.id_chunks(inputs.adapter.size)]
+            ids = inputs.tables.ids
             write_answers(
-                path, answers.climb, hierarchy, answers.threshold,
-                *((np.concatenate(ids), column.name) if column else ()),
-            )  # fmt: skip
+                path, answers.climb, hierarchy, answers.threshold, ids, inputs.adapter.size
+            )
         results = {
             "hierarchy": options.hierarchy,
             "tables": dict(zip(hierarchy.levels, files, strict=True)),
@@ -431,5 +429,5 @@ def _page(
             "environment": environment(),
         },
         answers=shown,
-        decisions={"after": results["decisions"]} if "decisions" in results else None,
+        decisions=results.get("decisions"),
     )

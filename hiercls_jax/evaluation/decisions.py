@@ -65,17 +65,26 @@ class Tally:
 
     def __init__(self, chosen: np.ndarray, leaf_ids: np.ndarray, hierarchy: Hierarchy) -> None:
         self._chosen, self._leaf_ids, self._hierarchy = chosen, leaf_ids, hierarchy
-        self._pieces: list[dict[str, np.ndarray]] = []
-
-    def add(self, rows: slice, levels: Sequence[np.ndarray]) -> None:
-        """Decide for the rows of a chunk, in order, L arrays `[n, N_l]`."""
-        here = self._chosen[rows]
-        if here.any():
-            self._pieces.append(decide_all([p[here] for p in levels], self._hierarchy))
-
-    def results(self) -> dict[str, dict[str, Any]]:
-        """Return the measures of every decision; see `measure_decisions`."""
-        answers = {
-            name: np.concatenate([piece[name] for piece in self._pieces]) for name in DECISIONS
+        shape = int(chosen.sum()), hierarchy.num_levels
+        self._answers = {
+            when: {name: np.empty(shape, np.int32) for name in DECISIONS}
+            for when in ("before", "after")
         }
-        return measure_decisions(answers, self._leaf_ids[self._chosen], self._hierarchy)
+        self._count = 0  # samples decided so far
+
+    def add(self, rows: slice, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
+        """Decide for the rows of the next chunk, twice L arrays `[n, N_l]`."""
+        here = self._chosen[rows]
+        to = slice(self._count, self._count + int(here.sum()))
+        for when, levels in (("before", before), ("after", after)):
+            for name, answers in decide_all([p[here] for p in levels], self._hierarchy).items():
+                self._answers[when][name][to] = answers
+        self._count = to.stop
+
+    def results(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the measures of every decision before and after; see `measure_decisions`."""
+        leaf_ids = self._leaf_ids[self._chosen]
+        return {
+            when: measure_decisions(answers, leaf_ids, self._hierarchy)
+            for when, answers in self._answers.items()
+        }

@@ -113,16 +113,19 @@ class LabelledClimb:
             "accuracy_interval": [float(interval.low), float(interval.high)],
             "information": float(said.mean()),
             "answers_at": answers_at(answers.node, self.hierarchy),
-            "by_class": [
-                {
-                    "class": name,
-                    "rows": int(member.sum()),
-                    "accuracy": float(right[member].mean()),
-                    "information": float(said[member].mean()),
-                }
-                for name, member in classes_above(self.leaf_ids, self.hierarchy)
-            ],
+            "by_class": self._by_class(right, said),
         }
+
+    def _by_class(self, right: np.ndarray, said: np.ndarray) -> list[dict[str, Any]]:
+        names, of = classes_above(self.leaf_ids, self.hierarchy)
+        if not names:
+            return []
+        rows = np.bincount(of)
+        columns = zip(names, rows, np.bincount(of, right), np.bincount(of, said), strict=True)
+        return [
+            {"class": name, "rows": int(n), "accuracy": float(a / n), "information": float(b / n)}
+            for name, n, a, b in columns
+        ]
 
 
 def select(climb: Climb, rows: np.ndarray) -> Climb:
@@ -136,15 +139,16 @@ def answers_at(node: np.ndarray, hierarchy: Hierarchy) -> dict[str, float]:
     return dict(zip(("root", *hierarchy.levels), (count / len(node)).tolist(), strict=True))
 
 
-def classes_above(leaf_ids: np.ndarray, hierarchy: Hierarchy) -> list[tuple[str, np.ndarray]]:
+def classes_above(leaf_ids: np.ndarray, hierarchy: Hierarchy) -> tuple[list[str], np.ndarray]:
     """Return the classes of the level above the last that have samples.
 
     Returns:
-      The name of each class, or of each leaf above the last level, and bool `[N]`, its samples.
-      Nothing for a tree of one level.
+      The name of each class, or of each leaf above the last level, and the position among them of
+      each sample's, integer `[N]`. No names for a tree of one level.
     """
     if hierarchy.num_levels < 2:
-        return []
+        return [], np.zeros(len(leaf_ids), int)
     nodes, names = nodes_of(hierarchy), node_names(hierarchy)
     of = nodes.paths[nodes.leaves[leaf_ids], hierarchy.num_levels - 2]
-    return [(names[node], of == node) for node in np.unique(of)]
+    found, position = np.unique(of, return_inverse=True)
+    return [names[node] for node in found], position.reshape(-1)

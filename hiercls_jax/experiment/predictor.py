@@ -343,13 +343,11 @@ def _first(answer: Answer) -> Answer:
 
 def _map(function: Callable[..., np.ndarray], *answers: Answer) -> Answer:
     """Return an answer of the results of a function of each array in the answers."""
-    return Answer(
-        *(
-            {level: function(*(part[level] for part in parts)) for level in parts[0]}
-            if isinstance(parts[0], dict)
-            else function(*parts)
-            for parts in zip(*answers, strict=True)
-        )
+    return Answer._make(
+        {level: function(*(part[level] for part in parts)) for level in parts[0]}
+        if isinstance(parts[0], dict)
+        else function(*parts)
+        for parts in zip(*answers, strict=True)
     )
 
 

@@ -1,7 +1,7 @@
 """The data of the page's section "Stop where sure": counts at every position of its slider."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -68,11 +68,12 @@ def collect_answers(
     paths = np.concatenate([np.full((len(paths), 1), len(nodes.pairs) - 1), paths], axis=1)
     said = nodes.information / (nodes.information.max() or 1)
     wrong = critical = None
-    members: Sequence[tuple[str, np.ndarray]] = []
+    names: list[str] = []
     if outcomes.labelled:
         wrong = wrong_nodes(climb, labels, hierarchy)
         critical = np.where(wrong, climb.probability, -np.inf).max(axis=1)
-        members = classes_above(labels, hierarchy)
+        names, of = classes_above(labels, hierarchy)
+        totals = np.bincount(of)
     at, errors, information = [], [], []
     class_errors, class_information = [], []
     for threshold in thresholds:
@@ -84,8 +85,8 @@ def collect_answers(
         if critical is not None:
             is_wrong = critical >= limit
             errors.append(is_wrong.sum())
-            class_errors.append([is_wrong[member].sum() for _, member in members])
-            class_information.append([said[node[member]].mean() for _, member in members])
+            class_errors.append(np.bincount(of, is_wrong))
+            class_information.append(np.bincount(of, said[node]) / totals)
     return {
         "thresholds": thresholds.tolist(),
         "chosen_at": None
@@ -96,12 +97,12 @@ def collect_answers(
         "information": pack(np.array(information)),
         "wrong": pack(np.array(errors, int)) if errors else None,
         "classes": {
-            "names": [name for name, _ in members],
-            "totals": [int(member.sum()) for _, member in members],
+            "names": names,
+            "totals": totals.tolist(),
             "wrong": pack(np.array(class_errors, int)),  # [position, class]
             "information": pack(np.array(class_information, float)),
         }
-        if members
+        if names
         else None,
         "curves": [
             _curve(curve(climb, labels, hierarchy), pack)

@@ -55,7 +55,7 @@ class Page:
       measures: `before` and `after`, as `evaluate` returns them; None without them.
       record: how the numbers were made (command, config, versions, …), in JSON's types.
       answers: where each sample stops; None without them.
-      decisions: `before` and `after`, or `after` alone, as `measure_decisions` returns them.
+      decisions: `before` and `after`, as `measure_decisions` returns them; None without labels.
       warnings: what may be wrong with the inputs, shown first.
     """
 

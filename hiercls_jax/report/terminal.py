@@ -65,10 +65,23 @@ def describe_adaptation(results: Mapping[str, Any], hierarchy: Hierarchy) -> str
             note = f"alpha was tuned on {tuned:,} random rows; errors of {others} {measured:,}"
         if labelled < results["rows"]:
             note += f"; {results['rows'] - labelled:,} rows have no label"
-        lines += ["", error_table(results, hierarchy), note]
+        lines += ["", error_table(results, hierarchy), describe_decisions(results), note]
     if "answers" in results:
         lines += ["", describe_answers(results["answers"])]
     return "\n".join(lines)
+
+
+def describe_decisions(results: Mapping[str, Any]) -> str:
+    """Describe how often each decision is right on every level after adaptation, in one line.
+
+    Args:
+      results: has `decisions`, as `evaluate` returns them.
+    """
+    shares = ", ".join(
+        f"{name} {100 * measured['path_accuracy']:.2f} %"
+        for name, measured in results["decisions"]["after"].items()
+    )
+    return f"right on every level: {shares}"
 
 
 def describe_answers(answers: Mapping[str, Any]) -> str:

@@ -12,8 +12,10 @@ from hiercls_jax.adaptation.stopping import Climb, stop_climb
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.hierarchy.nodes import node_names, node_numbers
 from hiercls_jax.tables import parquet_files
+from hiercls_jax.tables.columns import ID
+from hiercls_jax.tables.streaming import named_apart
+from hiercls_jax.tables.table import Identifiers
 
-BLOCK = 2**16  # rows that are written at once
 COLUMNS = ("answer", "level", "probability")
 
 
@@ -27,8 +29,8 @@ def write_answers(
     climb: Climb,
     hierarchy: Hierarchy,
     threshold: float,
-    ids: Sequence[Any] | np.ndarray | None = None,
-    id_name: str = "id",
+    ids: Identifiers | None = None,
+    size: int = 2**16,
 ) -> None:
     """Write the answers of `stop` at a threshold.
 
@@ -40,18 +42,20 @@ def write_answers(
       climb: N paths.
       hierarchy: the tree.
       threshold: where to stop.
-      ids: the samples' N identifiers; None for the numbers of their rows, from 0.
-      id_name: the name of their column.
+      ids: the column that identifies the samples; None for the numbers of their rows, from 0.
+      size: rows that are written at once.
     """
     names = np.array(node_names(hierarchy))
     levels = np.array([*hierarchy.levels, ""])  # the root's is at -1
+    column = named_apart(ids, COLUMNS)
+    all_ids = ids.read(size) if ids else None
     opened = _csv if path.suffix == ".csv" else _parquet
-    with opened(path, (id_name, *COLUMNS)) as write:
-        for start in range(0, len(climb.leaf), BLOCK):
-            rows = slice(start, start + BLOCK)
+    with opened(path, (column.name if column else ID, *COLUMNS)) as write:
+        for start in range(0, len(climb.leaf), size):
+            rows = slice(start, start + size)
             block = Climb(climb.leaf[rows], climb.probability[rows])
             node, _, probability = stop_climb(block, hierarchy, threshold)
-            own = np.arange(start, start + len(node)) if ids is None else ids[rows]
+            own = next(all_ids) if all_ids else np.arange(start, start + len(node))
             write(own, names[node_numbers(node, hierarchy)], levels[node[:, 0]], probability)
 
 

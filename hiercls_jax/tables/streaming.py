@@ -115,7 +115,7 @@ def write_adapted(
     alpha: float,
     formats: Sequence[str],
     decision: str = "independent",
-    observe: Callable[[slice, list[np.ndarray]], None] | None = None,
+    observe: Callable[[slice, list[np.ndarray], list[np.ndarray]], None] | None = None,
     labels: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Adapt tables, and write `p_<level>` and `predictions` into a folder.
@@ -131,7 +131,7 @@ def write_adapted(
       formats: one of `FORMATS` for each level; predictions have that of the last level.
       decision: how predictions are made, a key of `DECISIONS`. A level below the answer has -1, or
         an empty name.
-      observe: called with the rows of each chunk and its adapted levels.
+      observe: called with the rows of each chunk and its levels before and after adaptation.
       labels: integer `[N]`, leaf ids to compare with the answers before adaptation; -1 for none.
 
     Returns:
@@ -178,7 +178,7 @@ def write_adapted(
             if write_ids:
                 write_ids(np.empty((len(levels[0]), 0), str), ids)
             if observe:
-                observe(rows, adapted)
+                observe(rows, levels, adapted)
             old, new = (DECISIONS[decision](p, hierarchy) for p in (levels, adapted))
             changed += np.sum(old != new, axis=0)
             before, after = hierarchy.cut_probs(levels), hierarchy.cut_probs(adapted)

@@ -1534,19 +1534,18 @@
       );
     }
     const alpha = `α = ${alphaText(data.alphas[CHOSEN])}`;
-    if (before)
-      part("decisions", ".controls").append(
-        choices(
-          "at",
-          "before or after adaptation",
-          [
-            ["before", "α = 0"],
-            ["after", alpha],
-          ],
-          "after",
-          (when) => show(when === "before" ? before : after),
-        ),
-      );
+    part("decisions", ".controls").append(
+      choices(
+        "at",
+        "before or after adaptation",
+        [
+          ["before", "α = 0"],
+          ["after", alpha],
+        ],
+        "after",
+        (when) => show(when === "before" ? before : after),
+      ),
+    );
     show(after);
   }
 
