@@ -12,14 +12,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hiercls_jax.adaptation.adapt_levels import adapt_levels
     from hiercls_jax.adaptation.adjust import adjust
     from hiercls_jax.experiment.predictor import load
     from hiercls_jax.hierarchy import Hierarchy
 
-__all__ = ["Hierarchy", "adjust", "load"]
+__all__ = ["Hierarchy", "adapt_levels", "adjust", "load"]
 
 _MODULES = {
     "Hierarchy": "hiercls_jax.hierarchy",
+    "adapt_levels": "hiercls_jax.adaptation.adapt_levels",
     "adjust": "hiercls_jax.adaptation.adjust",
     "load": "hiercls_jax.experiment.predictor",
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import small
@@ -24,6 +25,7 @@ from made_up import page_data, unpacked
 
 from hiercls_jax import __main__
 from hiercls_jax.adaptation.alpha import alpha_search
+from hiercls_jax.adaptation.priors import estimate_prior, restrict, reweight
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.adaptation.tree import adjust_tree, interpolate, marginals
 from hiercls_jax.commands import adapt
@@ -106,6 +108,11 @@ def load(path: Path) -> np.ndarray:
     return np.stack(pq.read_table(path).columns, axis=1)
 
 
+def errors_of(out: str) -> dict:
+    """The errors in a report."""
+    return json.loads(Path(f"{out}/report.json").read_text())["test_error"]
+
+
 ALPHA_CURVE = figures.alpha_curve
 """Draws the figure, which takes a second: only in tests that look at it."""
 
@@ -173,7 +180,7 @@ def test_writes_what_the_library_returns(inputs, capsys):
     assert predictions.dtype == np.int32
     np.testing.assert_array_equal(predictions, np.stack([p.argmax(1) for p in wanted], 1))
     results = json.loads(Path("out/report.json").read_text())
-    assert (results["alpha"], results["method"], results["rows"]) == (1.0, "kl", N)
+    assert (results["alpha"], results["rule"], results["rows"]) == (1.0, "kl", N)
     assert results["coherence_gap"]["after"]["kind/animal"] < SUM
     gap = np.abs(levels[0] - levels[1] @ np.eye(2)[TWO.fine_to_coarse]).sum(1).mean() / 2
     assert results["coherence_gap"]["before"]["kind/animal"] == pytest.approx(gap, abs=SUM)
@@ -186,14 +193,21 @@ def test_writes_what_the_library_returns(inputs, capsys):
     assert f"adapted {N} rows by Algorithm 1 (kl), alpha = 1" in printed
 
 
-@pytest.mark.parametrize("method", RULES)
-def test_every_method_and_alpha(inputs, capsys, method):
-    """`--method` and `--alpha` choose any of the library's rules, and how far to go."""
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_and_alpha(inputs, capsys, rule):
+    """`--rule` and `--alpha` choose any of the library's rules, and how far to go."""
     levels, _ = inputs
-    succeeds(capsys, *BASE, f"--method={method}", "--alpha=0.5")
-    wanted = interpolate(levels, RULES[method].target(levels, TWO), 0.5)
+    succeeds(capsys, *BASE, f"--rule={rule}", "--alpha=0.5")
+    wanted = interpolate(levels, RULES[rule].target(levels, TWO), 0.5)
     for name, p in zip(("p_kind", "p_animal"), wanted, strict=True):
         np.testing.assert_allclose(np.load(f"out/{name}.npy"), p, atol=SUM)
+
+
+def test_method_is_another_name_of_rule(inputs, capsys):
+    """`--method`, the older name, stays; the report has the rule under both."""
+    succeeds(capsys, *BASE, "--method=top_down")
+    results = json.loads(Path("out/report.json").read_text())
+    assert results["rule"] == results["method"] == "top_down"
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "csv", "parquet"])
@@ -266,7 +280,7 @@ def test_three_levels(capsys, tmp_path):
     for name, p in zip(THREE.levels, adjust_tree(levels, THREE, 1.2), strict=True):
         np.testing.assert_allclose(np.load(f"out/p_{name}.npy"), p, atol=SUM)
     results = json.loads(Path("out/report.json").read_text())
-    assert set(results["test_error"]) == {"alpha=0", "alpha=1", "alpha=1.5", "tuned"}
+    assert set(results["test_error"]) == {"alpha=0", "alpha=1", "alpha=1.5", "given"}
 
 
 def test_logits(capsys, tmp_path):
@@ -299,7 +313,7 @@ def test_ragged_hierarchy(capsys):
     np.save("pc.npy", levels[0])
     np.save("pf.npy", levels[1])
     Path("y.csv").write_text("\n".join(RAGGED.leaf_names[i] for i in labels))
-    Path("h.csv").write_text("lynx,cat\nlion,cat\npug,dog\nemu,\n")
+    Path("h.csv").write_text("cat,\nlynx,cat\nlion,cat\ndog,\npug,dog\nemu,\n")
     flags = (*BASE[1:3], "--labels=y.csv", "--alpha=1", "--format=csv")
     levels_in_csv = ("--level=coarse=pc.npy", "--level=fine=pf.npy")
     succeeds(capsys, "--hierarchy=h.json", *flags, "--out=out")
@@ -312,13 +326,360 @@ def test_ragged_hierarchy(capsys):
     assert [row[1] for row in rows] == fine
     assert "emu" in fine
     results = json.loads(Path("out/report.json").read_text())
-    assert results["test_error"]["tuned"]["animal"] == pytest.approx(topk_error(cut, labels))
+    assert results["test_error"]["given"]["animal"] == pytest.approx(topk_error(cut, labels))
     assert results["coherence_gap"]["after"]["kind/animal"] < SUM
     logits_too, _ = logits(RAGGED)
     np.save("pc.npy", logits_too[0])
     np.save("pf.npy", logits_too[1])
     succeeds(capsys, *BASE[:3], "--logits", "--out=out2")
     np.testing.assert_allclose(np.load("out2/p_animal.npy"), wanted[1], atol=SUM)
+
+
+# Nothing wrong in silence: the order of columns, and identifiers.
+
+
+def test_the_order_of_columns_is_stated_or_the_table_is_refused(inputs, capsys, tmp_path):
+    """The trap: a CSV that names coarse classes as parents alone states no order of theirs.
+
+    Their columns, here in alphabetical order, were scrambled without a word. Each remedy of the
+    error gives the same result, whatever the order of the columns.
+    """
+    levels, _ = inputs
+    succeeds(capsys, *BASE[:3], "--out=wanted")
+    children = "pug,dog\nlynx,cat\nlion,cat\npoodle,dog\nocelot,cat\n"
+    order = [TWO.names[1].index(name) for name in ("pug", "lynx", "lion", "poodle", "ocelot")]
+    np.save("pf.npy", levels[1][:, order])
+    Path("h.csv").write_text(children)
+    error = fails(capsys, "--hierarchy=h.csv", *BASE[1:])
+    assert (
+        "h.csv does not state the order of level 'coarse', because it names 'dog', 'cat'" in error
+    )
+    for remedy in ("--names coarse=FILE", "such as 'dog,'", "as JSON", "header of a CSV or Parq"):
+        assert remedy in error
+    Path("roots.csv").write_text(f"cat,\ndog,\n{children}")
+    Path("names.txt").write_text("cat\ndog\n")
+    save(tmp_path / "pc.csv", levels[0], TWO.names[0])
+    save(tmp_path / "pc.parquet", levels[0], TWO.names[0])
+    Hierarchy.read("roots.csv").to_json("roots.json")
+    for i, flags in enumerate(
+        (
+            ("--hierarchy=roots.csv", "--coarse=pc.npy"),
+            ("--hierarchy=roots.json", "--coarse=pc.npy"),
+            ("--hierarchy=h.csv", "--coarse=pc.npy", "--names=coarse=names.txt"),
+            ("--hierarchy=h.csv", "--coarse=pc.csv"),
+            ("--hierarchy=h.csv", "--coarse=pc.parquet"),
+        )
+    ):
+        succeeds(capsys, *flags, "--fine=pf.npy", "--format=parquet", f"--out=out{i}")
+        for written, wanted, names in zip(
+            ("p_coarse", "p_fine"), ("p_kind", "p_animal"), TWO.names, strict=True
+        ):
+            table = pq.read_table(f"out{i}/{written}.parquet").select(names)
+            np.testing.assert_array_equal(
+                np.stack(table.columns, axis=1), np.load(f"wanted/{wanted}.npy")
+            )
+    error = fails(capsys, *BASE, "--names=kind=missing.txt")
+    assert "missing.txt cannot be read" in error
+    error = fails(capsys, *BASE, "--names=colour=names.txt")
+    assert "--names colour=names.txt names no level; allowed is one for each of kind, an" in error
+
+
+def test_levels_in_different_orders(capsys):
+    """Columns in a wrong order are a warning on the terminal, in the report and on its page."""
+    levels, labels = probabilities(TWO, count=400)
+    TWO.to_json("h.json")
+    np.save("pc.npy", levels[0][:, ::-1])
+    np.save("pf.npy", levels[1])
+    np.save("y.npy", labels)
+    assert run(*BASE, "--report", "--labels=y.npy") == 0
+    error = capsys.readouterr().err
+    assert "warning: levels 'kind' and 'animal' agree on " in error
+    assert "'cat' as 'dog', 'dog' as 'cat'; check the order of the columns" in error
+    (warning,) = json.loads(Path("out/report.json").read_text())["warnings"]
+    assert error == f"warning: {warning}\n"
+    assert page_data(Path("out/report.html").read_text())["warnings"] == [warning]
+    np.save("pc.npy", levels[0])
+    succeeds(capsys, *BASE[:3], "--out=right")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_identifiers_go_through(inputs, capsys, tmp_path, suffix):
+    """The column that identifies the rows is the first of all that is written."""
+    levels, _ = inputs
+    succeeds(capsys, *BASE[:3], f"--format={suffix}", "--out=wanted")
+    names = [f"{i}.png" for i in range(N)]
+    for name, values, classes in zip(("pc", "pf"), levels, TWO.names, strict=True):
+        table = pa.table({"file": names} | dict(zip(classes, values.T, strict=True)))
+        if suffix == "csv":
+            pa.csv.write_csv(table, f"{name}.csv")
+        else:
+            pq.write_table(table, f"{name}.parquet")
+    flags = ("--hierarchy=h.json", f"--coarse=pc.{suffix}", f"--fine=pf.{suffix}")
+    succeeds(capsys, *flags, "--out=out")
+    succeeds(capsys, *flags, "--format=npy", "--out=arrays")
+    for file in ("p_kind", "p_animal", "predictions"):
+        read = pa.csv.read_csv if suffix == "csv" else pq.read_table
+        written, wanted = (read(f"{out}/{file}.{suffix}") for out in ("out", "wanted"))
+        assert written.column_names == ["file", *wanted.column_names]
+        assert written["file"].to_pylist() == names
+        assert written.drop_columns("file") == wanted
+    assert Path("arrays/ids.csv").read_text() == "\n".join(["file", *names, ""])
+    assert json.loads(Path("out/report.json").read_text())["id"] == "file"
+    assert "--id=key: no table has a column of that name" in fails(
+        capsys, *flags, "--id=key", "--out=other"
+    )
+
+
+def test_tables_identify_the_same_rows(inputs, capsys):
+    """Two tables whose rows have other identifiers are refused, at the first row that differs."""
+    for name, values, classes in zip(("pc", "pf"), inputs[0], TWO.names, strict=True):
+        ids = [f"{i}.png" for i in range(N)]
+        if name == "pf":
+            ids[30], ids[31] = ids[31], ids[30]
+        pq.write_table(
+            pa.table({"file": ids} | dict(zip(classes, values.T, strict=True))), f"{name}.parquet"
+        )
+    error = fails(
+        capsys, "--hierarchy=h.json", "--coarse=pc.parquet", "--fine=pf.parquet", "--out=out"
+    )
+    assert "row 30 (from 0) is '30.png' in pc.parquet but '31.png' in pf.parquet" in error
+
+
+def test_a_column_that_is_called_like_a_level(inputs, capsys, tmp_path):
+    """Identifiers in a column `animal` stand beside the predictions of the level `animal`."""
+    columns = dict(zip(TWO.names[1], inputs[0][1].T, strict=True)) | {"animal": np.arange(N)}
+    pq.write_table(pa.table(columns), "pf.parquet")
+    flags = (*BASE[:2], "--fine=pf.parquet", "--out=out")
+    assert "give --id=animal" in fails(capsys, *flags)
+    succeeds(capsys, *flags, "--id=animal")
+    table = pq.read_table("out/predictions.parquet")
+    assert table.column_names == ["animal_id", "kind", "animal"]
+    assert table["animal_id"].to_pylist() == list(range(N))
+
+
+def test_a_softmax_over_all_leaves_of_a_ragged_tree(capsys, tmp_path):
+    """The last level may have a column for every leaf: then leaves above are their own children."""
+    rng = np.random.default_rng(3)
+    coarse, fine = (rng.dirichlet(np.ones(k), N).astype(np.float32) for k in (3, 4))
+    RAGGED.to_json("h.json")
+    np.save("pc.npy", coarse)
+    np.save("pf.npy", fine)
+    save(tmp_path / "pf.csv", fine, RAGGED.leaf_names, slice(None, None, -1))
+    flags = ("--hierarchy=h.json", "--coarse=pc.npy")
+    error = fails(capsys, *flags, "--fine=pf.npy", "--out=out")
+    assert "nothing states the order of the 4 leaves 'lynx', 'lion', 'pug' and 1 more" in error
+    succeeds(capsys, *flags, "--fine=pf.csv", "--out=out")
+    full = Hierarchy(RAGGED.levels, (RAGGED.names[0], RAGGED.leaf_names), ([0, 0, 1, 2],))
+    wanted = adjust_tree([coarse, fine], full, 1.0)
+    assert Path("out/p_animal.csv").read_text().startswith("lynx,lion,pug,emu\n")
+    np.testing.assert_allclose(load(tmp_path / "out/p_animal.csv"), wanted[1], atol=SUM)
+    np.testing.assert_allclose(np.load("out/p_kind.npy"), wanted[0], atol=SUM)
+    Path("names.txt").write_text("emu\npug\nlion\nlynx\n")
+    np.save("pf.npy", fine[:, ::-1])
+    succeeds(capsys, *flags, "--fine=pf.npy", "--names=animal=names.txt", "--out=named")
+    np.testing.assert_array_equal(
+        np.load("named/p_animal.npy"), load(tmp_path / "out/p_animal.csv")
+    )
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_labels_of_some_rows_by_their_identifiers(inputs, capsys, suffix):
+    """Two columns hold labels of any rows in any order: the same as one column with empty cells.
+
+    Labels of no row are a warning; two labels for one row, or labels of other rows alone, an error.
+    """
+    levels, labels = inputs
+    ids = [f"{i}.png" for i in range(N)]
+    columns = {"file": ids} | dict(zip(TWO.names[1], levels[1].T, strict=True))
+    pq.write_table(pa.table(columns), "pf.parquet")
+    given = np.random.default_rng(0).permutation(N)[:30]
+    flags = (*BASE[:2], "--fine=pf.parquet", "--format=csv")
+    in_order = ["" if i not in given else TWO.names[1][labels[i]] for i in range(N)]
+    Path("in_order.csv").write_text("label\n" + "".join(f'"{y}"\n' for y in in_order))
+    succeeds(capsys, *flags, "--labels=in_order.csv", "--out=wanted")
+
+    def save_labels(name, some_ids, values):
+        table = pa.table({"label": values, "file": some_ids})
+        if suffix == "csv":
+            pa.csv.write_csv(table, name)
+        else:
+            pq.write_table(table, name)
+        return f"--labels={name}"
+
+    wanted = json.loads(Path("wanted/report.json").read_text())
+    for i, values in enumerate((labels[given], [TWO.names[1][y] for y in labels[given]])):
+        flag = save_labels(f"y{i}.{suffix}", [ids[j] for j in given], values)
+        succeeds(capsys, *flags, flag, f"--out=out{i}")
+        results = json.loads(Path(f"out{i}/report.json").read_text())
+        for key in ("alpha", "test_error", "labelled_rows", "tuned_on_rows", "warnings"):
+            assert results[key] == wanted[key], key
+    flag = save_labels(f"y.{suffix}", ["0.png", "x.png"], ["lynx", "pug"])
+    assert run(*flags, flag, "--alpha=1", "--out=more") == 0
+    error = capsys.readouterr().err
+    assert error == f"warning: 1 of 2 labels of y.{suffix} are of no row of the tables: 'x.png'\n"
+    for some_ids, values, message in (
+        (
+            ["x.png"],
+            ["pug"],
+            "none of its rows, such as 'x.png', is in the tables",
+        ),
+        (["0.png", "0.png"], ["pug", "lynx"], "'0.png' has two different labels"),
+        (["0.png"], ["wolf"], "unknown class 'wolf'"),
+    ):
+        flag = save_labels(f"y.{suffix}", some_ids, values)
+        assert message in fails(capsys, *flags, flag, "--out=bad")
+    flag = save_labels(f"y.{suffix}", ids[:2], ["lynx", "pug"])
+    error = fails(capsys, *BASE[:3], flag, "--out=bad")
+    assert "identifies its rows, but no table does" in error
+
+
+def test_labels_beside_the_index_of_pandas(inputs, capsys):
+    """An index that pandas wrote is no identifier if the tables have none: labels are in order."""
+    labels = inputs[1]
+    Path("y.csv").write_text(",label\n" + "".join(f"{i},{y}\n" for i, y in enumerate(labels)))
+    succeeds(capsys, *BASE[:3], "--labels=y.npy", "--out=wanted")
+    succeeds(capsys, *BASE[:3], "--labels=y.csv", "--out=out")
+    assert errors_of("out") == errors_of("wanted")
+    Path("y.csv").write_text(",label\n0,1\n")
+    error = fails(capsys, *BASE[:3], "--labels=y.csv", "--out=bad")
+    assert "y.csv has 1 rows, allowed is one for each of 50" in error
+
+
+def test_numbers_count_the_columns_that_are_named(inputs, capsys):
+    """Indices among the labels count the columns as --names has them."""
+    levels, labels = inputs
+    order = [3, 0, 4, 2, 1]
+    succeeds(capsys, *BASE[:3], "--labels=y.npy", "--out=wanted")
+    np.save("pf.npy", levels[1][:, order])
+    np.save("y.npy", np.argsort(order)[labels])
+    Path("names.txt").write_text("\n".join(TWO.names[1][i] for i in order))
+    succeeds(capsys, *BASE[:3], "--names=animal=names.txt", "--labels=y.npy", "--out=out")
+    assert errors_of("out") == errors_of("wanted")
+
+
+def test_labels_in_another_order(capsys):
+    """Labels that count the classes in another order than the columns are a warning."""
+    levels, labels = probabilities(TWO, count=600)
+    TWO.to_json("h.json")
+    np.save("pc.npy", levels[0])
+    np.save("pf.npy", levels[1])
+    swapped = np.array([0, 1, 2, 4, 3])[labels]
+    swapped[::2] = -1  # only rows with odd numbers have labels
+    np.save("y.npy", swapped)
+    assert run(*BASE, "--labels=y.npy") == 0
+    error = capsys.readouterr().err
+    assert "warning: the labels and the answers of level 'animal' agree on " in error
+    assert "'poodle' as 'ocelot', 'ocelot' as 'poodle'; check which class each number" in error
+    np.save("y.npy", np.where(swapped < 0, -1, labels))
+    succeeds(capsys, *BASE[:3], "--labels=y.npy", "--out=right")
+
+
+def test_answers_have_identifiers(capsys, tmp_path):
+    """answers.csv has the tables' identifiers as its first column, in their order."""
+    levels, labels = probabilities(TWO, count=90)
+    TWO.to_json("h.json")
+    np.save("pc.npy", levels[0])
+    columns = dict(zip(TWO.names[1], levels[1].T, strict=True))
+    columns["level"] = [f"{i}.png" for i in range(90)]
+    pa.csv.write_csv(pa.table(columns), "pf.csv")
+    np.save("y.npy", labels)
+    flags = ("--fine=pf.csv", "--labels=y.npy", "--target_accuracy=0.6", "--out=out")
+    assert run(*BASE[:2], *flags) == 0
+    table = pa.csv.read_csv("out/answers.csv")
+    assert table.column_names == ["level_id", "answer", "level", "probability"]
+    assert table["level_id"].to_pylist() == columns["level"]
+
+
+# Other classes than in training.
+
+
+def test_only_some_classes(inputs, capsys):
+    """`--only` leaves classes out on all levels: the library's numbers, and no mass for the others.
+
+    A group whose kept child has no mass is shared among all of its children by the rule; that mass
+    does not leak to those that are left out.
+    """
+    levels, labels = inputs
+    levels[1][0] = [0, 0.5, 0, 0.25, 0.25]  # of the cats the ocelot alone has mass
+    levels[1][1] = [0, 0.5, 0, 0.5, 0]  # no cat has any: equal shares
+    np.save("pf.npy", levels[1])
+    Path("only.txt").write_text("lynx\nlion\ndog\n")
+    printed = succeeds(capsys, *BASE, "--only=only.txt")
+    assert "kept 4 of 5 leaves, as only.txt lists" in printed
+    kind, animal = np.load("out/p_kind.npy"), np.load("out/p_animal.npy")
+    assert not animal[:, 4].any()
+    for p in (kind, animal):
+        np.testing.assert_allclose(p.sum(axis=1), 1, atol=SUM)
+    kept = restrict(levels, TWO, ["lynx", "lion", "dog"])
+    wanted = restrict(adjust_tree(kept, TWO, 1.0), TWO, ["lynx", "lion", "dog"])
+    for p, w in zip((kind, animal), wanted, strict=True):
+        np.testing.assert_allclose(p, w, atol=SUM)
+    results = json.loads(Path("out/report.json").read_text())
+    assert results["only"] == {"file": "only.txt", "leaves": 4, "of": 5}
+    error = fails(capsys, *BASE[:3], "--out=two", "--only=only.txt", "--labels=y.npy")
+    row = int(np.flatnonzero(labels == 4)[0])
+    assert f"y.npy, row {row} (from 0): class 'ocelot' is left out by --only or --prior" in error
+    Path("only.txt").write_text("ocelot\n")
+    error = fails(capsys, *BASE[:3], "--out=two", "--only=only.txt")
+    assert "pf.npy, row 1 (from 0) has no mass left on level 'animal'" in error
+    Path("only.txt").write_text("wolf\n")
+    assert "unknown class 'wolf'" in fails(capsys, *BASE[:3], "--out=two", "--only=only.txt")
+
+
+def test_other_class_frequencies(inputs, capsys):
+    """`--prior` gives the library's numbers; training frequencies are equal unless given."""
+    levels, _ = inputs
+    Path("new.csv").write_text("class,count\nlynx,1\npug,2\nlion,3\npoodle,4\nocelot,10\n")
+    Path("old.json").write_text(json.dumps(dict(zip(TWO.names[1], (3, 1, 1, 1, 4), strict=True))))
+    for i, (flags, old) in enumerate(
+        (((), np.ones(5)), (("--train_prior=old.json",), [3, 1, 1, 1, 4]))
+    ):
+        printed = succeeds(capsys, *BASE[:3], "--prior=new.csv", *flags, f"--out=out{i}")
+        assert "class frequencies of new.csv: ocelot 50.0 %, poodle 20.0 %, lion 15.0 %" in printed
+        wanted = adjust_tree(reweight(levels, TWO, old, [1, 2, 3, 4, 10]), TWO, 1.0)
+        for name, p in zip(("p_kind", "p_animal"), wanted, strict=True):
+            np.testing.assert_allclose(np.load(f"out{i}/{name}.npy"), p, atol=SUM)
+    assert "needs the frequencies now" in fails(capsys, *BASE, "--train_prior=old.json")
+    Path("new.csv").write_text("lynx,1\npug,2\n")
+    error = fails(capsys, *BASE, "--prior=new.csv")
+    assert "new.csv: no frequency of class 'lion', 'poodle', 'ocelot'" in error
+
+
+def test_frequencies_are_estimated(inputs, capsys):
+    """`--prior=estimate` runs EM on the rows before adaptation, among the classes that are kept."""
+    levels, _ = inputs
+    printed = succeeds(capsys, *BASE[:3], "--prior=estimate", "--out=out")
+    assert f"class frequencies estimated on {N} rows: " in printed
+    results = json.loads(Path("out/report.json").read_text())["prior"]
+    wanted = estimate_prior(levels[1], np.ones(5))
+    assert list(results["new_prior"].values()) == pytest.approx(wanted, abs=1e-5)
+    assert (results["estimated_on_rows"], results["train_prior"]) == (N, "equal frequencies")
+    adapted = adjust_tree(reweight(levels, TWO, np.ones(5), wanted), TWO, 1.0)
+    np.testing.assert_allclose(np.load("out/p_animal.npy"), adapted[1], atol=1e-5)
+    Path("only.txt").write_text("cat\npug\n")
+    succeeds(capsys, *BASE[:3], "--prior=estimate", "--only=only.txt", "--out=both")
+    results = json.loads(Path("both/report.json").read_text())["prior"]
+    assert results["new_prior"]["poodle"] == 0
+    assert not np.load("both/p_animal.npy")[:, 3].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "lynx,1\nlynx,2\npug,1\nlion,1\npoodle,1\nocelot,1\n", "a class stands twice"),
+        ("p.csv", "lynx\n", "expected class,number in a row"),
+        ("p.csv", "lynx,1\npug,-1\nlion,1\npoodle,1\nocelot,1\n", "-1.0 for class 'pug', allowed"),
+        ("p.csv", "lynx,0\npug,0\nlion,0\npoodle,0\nocelot,0\n", "every class has frequency 0"),
+        ("p.json", "[1]", "allowed is a JSON object"),
+        ("p.json", '{"wolf": 1}', "unknown class 'wolf'"),
+        ("p.json", '{"lynx": "1", "pug": 1, "lion": 1, "poodle": 1, "ocelot": 1}', "'1' for class"),
+        ("p.json", "{", "p.json cannot be read"),
+    ],
+)
+def test_frequencies_that_are_none(inputs, capsys, name, text, message):
+    """A file of frequencies that is damaged or does not fit the leaves is refused by its name."""
+    Path(name).write_text(text)
+    assert message in fails(capsys, *BASE, f"--prior={name}")
 
 
 # Labels: the report and the choice of alpha.
@@ -334,7 +695,7 @@ def test_reports_errors(inputs, capsys, monkeypatch):
     predictions = np.load("out/predictions.npy")
     for level, (name, p) in enumerate(zip(TWO.levels, levels, strict=True)):
         assert errors["alpha=0"][name] == pytest.approx(topk_error(p, true[level]))
-        assert errors["tuned"][name] == pytest.approx(np.mean(predictions[:, level] != true[level]))
+        assert errors["given"][name] == pytest.approx(np.mean(predictions[:, level] != true[level]))
         curve = results["curve"][f"test_error_{name}"]
         for alpha, error in list(zip(results["curve"]["alpha"], curve, strict=True))[::40]:
             wanted = topk_error(adjust_tree(levels, TWO, alpha)[level], true[level])
@@ -350,6 +711,7 @@ def test_tunes_on_one_half_and_measures_on_the_other(inputs, capsys):
     printed = succeeds(capsys, *BASE, "--labels=y.npy")
     results = json.loads(Path("out/report.json").read_text())
     assert (results["tuned_on_rows"], results["measured_on_rows"]) == (N // 2, N // 2)
+    assert results["split_seed"] == adapt_tables.SEED
     assert "alpha was tuned on 25 random rows; errors of the other 25" in printed
     tuned = np.random.default_rng(adapt_tables.SEED).permutation(N) < N // 2
     true = TWO.labels(labels)
@@ -515,7 +877,7 @@ def test_ragged_sums(capsys):
     ("flags", "message"),
     [
         (["--alpha=2.5"], "--alpha=2.5: allowed is 0 to 2"),
-        (["--alpha=1.5", "--method=top_down"], "--alpha=1.5: allowed is 0 to 1"),
+        (["--alpha=1.5", "--rule=top_down"], "--alpha=1.5: allowed is 0 to 1"),
         (["--alpha=nan"], "it is a number"),
         (["--alpha=tune"], "--alpha=tune needs --labels=file, or give a number: --alpha=1"),
         (["--level", "kind=pc.npy"], "--level kind=pc.npy is the second for its level"),
@@ -542,10 +904,8 @@ def test_levels_that_do_not_fit(inputs, capsys):
     for name, values in zip(THREE.levels, probabilities(THREE)[0], strict=True):
         np.save(f"{name}.npy", values)
     flags = [f"--level={name}={name}.npy" for name in THREE.levels]
-    error = fails(
-        capsys, "--hierarchy=h.json", *flags, "--method=euclidean_projection", "--out=out"
-    )
-    assert "--method=euclidean_projection: " in error
+    error = fails(capsys, "--hierarchy=h.json", *flags, "--rule=euclidean_projection", "--out=out")
+    assert "--rule=euclidean_projection: " in error
     assert "two levels" in error
 
 
@@ -557,7 +917,7 @@ def test_levels_that_do_not_fit(inputs, capsys):
         ([*BASE, "--colour=red"], "colour"),
         ([*BASE, "extra"], "extra"),
         ([*BASE, "--alpha=much"], "alpha"),
-        ([*BASE, "--method=magic"], "magic"),
+        ([*BASE, "--rule=magic"], "magic"),
         ([*BASE, "--tune_fraction=2"], "tune_fraction"),
     ],
 )
@@ -653,7 +1013,7 @@ def test_the_page_has_the_numbers_of_the_report(tmp_path, capsys, hierarchy, met
     for level, p in zip(hierarchy.levels, levels, strict=True):
         np.save(tmp_path / f"{level}.npy", p)
         tables.append(f"--level={level}={level}.npy")
-    flags = ("--hierarchy=h.json", *tables, "--labels=y.npy", f"--method={method}", "--out=out")
+    flags = ("--hierarchy=h.json", *tables, "--labels=y.npy", f"--rule={method}", "--out=out")
     assert "report.html" in succeeds(capsys, *flags, "--report")
     results = json.loads(Path("out/report.json").read_text())
     data = page_data(Path("out/report.html").read_text())
@@ -712,7 +1072,7 @@ def test_help(capsys):
     """`--help` tells of every flag, also beside others."""
     assert run("--help", "--alpha=x") == 0
     printed = capsys.readouterr().out
-    for flag in ("--hierarchy", "--coarse", "--level", "--labels", "--alpha", "--method", "--out"):
+    for flag in ("--hierarchy", "--coarse", "--level", "--labels", "--alpha", "--rule", "--out"):
         assert f"  {flag}: " in printed
 
 

@@ -16,6 +16,7 @@ from sklearn.utils import estimator_checks
 from trees import closed_form, draw_tree, marginals, to_marginals, trees
 
 from hiercls_jax import Hierarchy
+from hiercls_jax.adaptation.answers import DECISIONS
 from hiercls_jax.adaptation.estimator import HierarchyAdjuster
 from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.adaptation.rules import RULES
@@ -165,6 +166,29 @@ def test_likelihood_objective(rng):
     assert HierarchyAdjuster(PETS, objective="nll").fit(X, y).alpha_ == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("tree", [PETS, RAGGED], ids=["full", "ragged"])
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_any_decision(tree, decision, rng):
+    """Paths and predictions are the decision's, by name or id; '' below an answer, and of a leaf
+    below its own level."""
+    X, y = random_rows(tree, rng, 40)
+    adjuster = HierarchyAdjuster(tree, alpha=0.5, decision=decision)
+    adjuster.fit(X, np.array(tree.leaf_names)[y])
+    rows = DECISIONS[decision](split(adjuster.transform(X), tree), tree)
+    wanted = [
+        [tree.names[level][i] if 0 <= i < tree.sizes[level] else "" for level, i in enumerate(path)]
+        for path in rows.tolist()
+    ]
+    assert adjuster.predict_path(X).tolist() == wanted
+    deepest = [next((name for name in path[::-1] if name), "") for path in wanted]
+    if decision == "independent":
+        deepest = [tree.cut_names(1)[path[1]] for path in rows]
+    assert adjuster.predict(X).tolist() == deepest
+    if decision != "minimum_risk":
+        ids = adjuster.fit(X, y).predict(X)
+        assert np.array(tree.leaf_names)[ids].tolist() == deepest
+
+
 @pytest.mark.parametrize("dtype", [str, object])
 def test_names_are_classes_as_ids_are(dtype, rng):
     """Text in y is leaf names: the same alpha and predictions, columns in the order of names."""
@@ -225,6 +249,8 @@ def test_rule_is_searched_like_any_parameter(rng):
         ({"alpha": 1.5, "rule": "bottom_up"}, "alpha=1.5: allowed .* 0 to 1"),
         ({"alpha": 1.5, "weights": (3, 1)}, "alpha=1.5: allowed .* 0 to 1.33333"),
         ({"objective": "f1"}, "objective='f1': allowed"),
+        ({"decision": "best"}, "decision='best': allowed are 'independent', 'leaf'"),
+        ({"decision": "minimum_risk"}, "no leaf id; give leaf names in y"),
     ],
 )
 def test_wrong_parameters(parameters, message, rng):

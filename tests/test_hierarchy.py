@@ -257,6 +257,18 @@ def test_a_full_tree_passed_as_ragged_is_a_full_tree(tree):
             np.testing.assert_array_equal(tree.cut_parents(level - 1), tree.parents[level - 1])
 
 
+@given(tree=hierarchies(ragged=True))
+def test_a_filled_tree_has_the_cuts_as_levels(tree):
+    """Every leaf above the last level is its own only child; labels and leaf names stay."""
+    full = tree.filled()
+    assert not full.ragged
+    assert full.names == tuple(tree.cut_names(level) for level in range(tree.num_levels))
+    assert full.leaf_names == tree.leaf_names
+    leaves = np.arange(tree.num_leaves)
+    for filled, labels in zip(full.labels(leaves), tree.labels(leaves), strict=True):
+        np.testing.assert_array_equal(filled, labels)
+
+
 def test_raggedness_is_content():
     """A ragged hierarchy equals one of the same content, hashes like it, and is read-only."""
     tree = pets()
@@ -493,8 +505,26 @@ def test_csv_of_unequal_depths(tmp_path):
         ragged=True,
     )
     assert Hierarchy.read(path, ragged=True) == Hierarchy.from_csv(path, ragged=True) == wanted
-    with pytest.raises(HierarchyError, match="row 2: expected two columns"):
+    with pytest.raises(HierarchyError, match="leaf 'fish' is at level 1 but others.*ragged=True"):
         Hierarchy.read(path)
+
+
+def test_csv_rows_of_the_first_level(tmp_path):
+    """A row without a parent states the order of the first level, where it stands; no flag needed.
+
+    If one class of the level has none, the order is one of first mention, and nobody stated it.
+    """
+    path = tmp_path / "two.csv"
+    path.write_text("dog,\npug,dog\nlynx,cat\ncat,\n")
+    stated = Hierarchy.read(path)
+    assert stated.names == (("dog", "cat"), ("pug", "lynx"))
+    assert stated.unordered == ()
+    path.write_text("pug,dog\nlynx,cat\ncat,\n")
+    assert Hierarchy.read(path).unordered == ("coarse",)
+    assert Hierarchy.from_csv(path, ["kind", "animal"]).unordered == ("kind",)
+    assert Hierarchy.read(path) == stated  # what was stated is no part of the content
+    stated.to_json(tmp_path / "two.json")
+    assert Hierarchy.read(tmp_path / "two.json").unordered == ()
 
 
 @given(tree=hierarchies() | hierarchies(ragged=True))
@@ -561,7 +591,8 @@ def test_each_fault_of_pairs_has_its_own_error(pairs, message):
         ("class,parent\n", "no rows"),
         ("lynx\n", r"row 1: expected two columns \(class, parent\)"),
         ("lynx,cat\npug,dog,pet\n", "row 2: expected two columns"),
-        ("lynx,\n", "row 1: expected two columns"),
+        ("lynx,\n", "no row has a parent"),
+        (",cat\n", "row 1: expected two columns"),
         ("lynx,cat\nlynx,dog\n", r"class 'lynx' has 2 rows, with the parents \['cat', 'dog'\]"),
         ("cat,cat\n", "'cat' is its own ancestor"),
         ("a,b\nb,c\nc,a\n", "is its own ancestor"),

@@ -273,6 +273,42 @@ def test_every_class_with_two_parents_is_named():
     assert from_wordnet([*mended, "a b"], ["x", "y"]).names == (("x", "y"),)
 
 
+def test_the_first_of_two_parents():
+    """`several='first'` takes the parent that the lines name first, and lists each choice."""
+    lines = ["a b", "a c", "b x", "c x", "b y", "c z", "d z"]
+    with pytest.warns(UserWarning, match="several parents") as caught:
+        tree = from_wordnet(lines, ["x", "y", "z"], {"x": "lynx", "b": "cat"}, several="first")
+    assert tree.names == (("cat", "z"), ("lynx", "y"))
+    assert str(caught[0].message) == (
+        "2 of 6 classes have several parents, of which the first was taken: 'lynx' (x) under "
+        "'cat' (b) (line 3), not 'c' (line 4); 'z' under 'c' (line 6), not 'd' (line 7)"
+    )
+    assert caught[0].filename == __file__
+    with pytest.raises(HierarchyError, match="allowed are 'refuse' and 'first', got 'last'"):
+        from_wordnet(lines, ["x", "y"], several="last")
+
+
+def test_errors_about_synsets_name_them():
+    """Where an id has a name, errors say the name, and the id by which the lines have it."""
+    names = {"n1": "animal", "n2": "cat", "n3": "lynx", "n9": "dog"}
+    for lines, leaves, message in (
+        (["n1 n2", "n2 n3"], ["n9"], r"leaf 'dog' \(n9\) is in none of the lines"),
+        (["n1 n2", "n2 n3"], ["n2", "n3"], r"'cat' \(n2\) is a leaf, but 'lynx' \(n3\) is below"),
+        (["n1 n2", "n2 n3", "n3 n1"], ["n3"], r"'lynx' \(n3\) is its own ancestor"),
+        (["n1 n3", "n2 n3", "n9 n2"], ["n3"], r"'lynx' \(n3\) under 'animal' \(n1\) \(line 1\)"),
+    ):
+        with pytest.raises(HierarchyError, match=message):
+            from_wordnet(lines, leaves, names)
+
+
+def test_the_order_of_wordnets_levels_is_not_stated():
+    """Only the last level has an order that the caller gave; JSON lists all of them."""
+    tree = from_wordnet(
+        ["cat lynx", "cat lion", "dog pug", "dog fox"], ["lynx", "lion", "pug", "fox"]
+    )
+    assert tree.unordered == ("coarse",)
+
+
 @given(parents=trees(), data=st.data())
 def test_contraction_keeps_who_is_above_whom(parents, data):
     """A class that is kept is above the same leaves as before, and has at least 2 children.

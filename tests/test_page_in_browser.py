@@ -14,10 +14,13 @@ from made_up import THREE, page_data, predictions
 
 from hiercls_jax import Hierarchy
 from hiercls_jax.adaptation.error_curve import winning_intervals
+from hiercls_jax.adaptation.stopping import stop
+from hiercls_jax.adaptation.tree import adjust_tree
 from hiercls_jax.evaluation.evaluate import evaluate
 from hiercls_jax.evaluation.outcomes import SampleOutcomes
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import cifar100
+from hiercls_jax.metrics import answer_accuracy, mean_information
 from hiercls_jax.report import page
 
 try:
@@ -232,6 +235,82 @@ def test_the_keyboard_moves_the_slider(opened, reports):
     shows(tab, "0.00")
 
 
+def stop_at(tab, threshold: float) -> None:
+    """Put the slider of thresholds on one of its positions, as a pointer would."""
+    tab.evaluate(
+        """threshold => {
+          const data = JSON.parse(document.getElementById("data").textContent);
+          const slider = document.getElementById("threshold");
+          slider.value = data.answers.thresholds.indexOf(threshold);
+          slider.dispatchEvent(new Event("input", {bubbles: true}));
+        }""",
+        threshold,
+    )
+
+
+@pytest.mark.parametrize("name", ["two", "three"])
+def test_answers_follow_their_threshold(opened, reports, name):
+    """Counts, tiles, curve, classes and examples are those of `stop` at the slider's threshold.
+
+    The page opens at the threshold that validation promises 90 % of right answers for. The slider
+    of alpha changes none of it.
+    """
+    path, hierarchy, _ = reports[name]
+    tab = opened(path)
+    split = predictions(hierarchy, 1000, 0)
+    target = [np.asarray(p) for p in adjust_tree([*split.probs.values()], hierarchy, 1.0)]
+    labels = split.labels[hierarchy.levels[-1]]
+    shown = page_data(path.read_text())["answers"]
+    chosen = shown["thresholds"][shown["chosen_at"]]
+    for threshold in (None, 0.0, 0.5, 1.0):
+        if threshold is not None:
+            stop_at(tab, threshold)
+        theta = chosen if threshold is None else threshold
+        answers = stop(target, hierarchy, theta)
+        counts = np.bincount(answers.node[:, 0] + 1, minlength=hierarchy.num_levels + 1)
+        for level, count in enumerate(counts):
+            assert f" {count:,} " in tab.locator(f"#stop-{level}").text_content()
+        right = answer_accuracy(answers.node, labels, hierarchy)
+        assert tab.locator("#answers-right").text_content() == f"{100 * right:.1f} %"
+        said = mean_information(answers.node, hierarchy)
+        assert tab.locator("#answers-say").text_content() == f"{100 * said:.0f} %"
+        assert tab.locator("#answers article").count() == 12
+        marked = tab.locator("#answers li[aria-current] > span:first-child")
+        stops = [sum(p >= theta for p in item["p"]) for item in shown["examples"]]
+        names = [
+            hierarchy.names[sure - 1][item["path"][sure - 1]]
+            for item, sure in zip(shown["examples"], stops, strict=True)
+            if sure
+        ]
+        assert [text.removeprefix("✓ ") for text in marked.all_text_contents()] == names
+    tab.wait_for_timeout(600)  # twice what the page waits before it sorts
+    before = tab.locator("#answers").text_content()
+    move(tab, 0)
+    assert tab.locator("#answers").text_content() == before
+    tab.locator("#stop button", has_text="★").click()
+    assert tab.locator("#sure").text_content() == f"{chosen:.2f}"
+    tab.wait_for_timeout(600)
+    shares = tab.locator("#answers tbody td:nth-child(3)").all_text_contents()
+    assert [float(x[:-2]) for x in shares] == sorted(float(x[:-2]) for x in shares)
+    assert len(shares) == hierarchy.sizes[-2]
+
+
+def test_decisions_are_compared(opened, reports):
+    """Each decision has a row, before and after adaptation, with the numbers of the results."""
+    path, hierarchy, results = reports["three"]
+    tab = opened(path)
+    for button, when in ((None, "after"), ("α = 0", "before")):
+        if button:
+            tab.locator("#decisions button", has_text=button).first.click()
+        rows = tab.locator("#decisions tbody tr").all()
+        measured = results["decisions"][when]
+        assert len(rows) == len(measured) == 4
+        for row, values in zip(rows, measured.values(), strict=True):
+            texts = row.locator("td").all_text_contents()
+            wanted = [*values["error"].values(), values["path_accuracy"]]
+            assert texts[: len(wanted)] == [f"{100 * x:.1f} %" for x in wanted]
+
+
 def test_a_curve_can_be_pointed_at(opened, reports):
     """A click into a curve moves the slider to that alpha."""
     tab = opened(reports["two"][0])
@@ -292,6 +371,62 @@ def test_nothing_overflows(opened, reports, name, size):
     )
     assert width == size[0]
     assert wider == []
+
+
+# names that hold no blank to break a line at, and names of many words
+LONG = Hierarchy(
+    ("superordinate_category_of_the_taxonomy", "fine"),
+    (
+        (
+            "large_omnivores_and_herbivores_of_the_southern_hemisphere",
+            "household electrical devices",
+        ),
+        tuple(
+            f"{name}{i}"
+            for i in range(8)
+            for name in (
+                "PseudopseudohypoparathyroidismOfTheNorthernLesserWhiteFrontedGoose",
+                "a very long name of many words, as ImageNet has them, synonyms included, ",
+            )
+        ),
+    ),
+    (np.arange(16) % 2,),
+)
+
+
+@pytest.mark.parametrize("size", [(400, 800), DESKTOP], ids=["400", "1200"])
+def test_long_names_fit(opened, tmp_path, size):
+    """With long names of classes no table, list or select is wider than its card or the window.
+
+    Every row of the table of classes is on the page, not hidden in a box of its own.
+    """
+    split = predictions(LONG, 200)
+    contents = page.Page(
+        "long names", LONG, SampleOutcomes.of(split, LONG), 1.0, "given",
+        measures=evaluate({"test": split}, LONG)["measures"],
+        record={"command": "python -m hiercls_jax adapt --hierarchy=" + "a/long/path/" * 20},
+        warnings=["levels 'a' and 'b' agree on 3 % of the rows: " + "X" * 200],
+    )  # fmt: skip
+    page.write(tmp_path / "p.html", contents)
+    tab = opened(tmp_path / "p.html", size)
+    tab.get_by_role("button", name="Open all").click()
+    tab.locator("#classes .group button", has_text="fine").first.click()
+    width, *wider = tab.evaluate(
+        """() => [
+          document.documentElement.scrollWidth,
+          ...[...document.querySelectorAll("section, #bar, .card, .scroll, select, table, p, svg")]
+            .filter(e => e.scrollWidth > e.clientWidth + 1 && e.tagName !== "SELECT"
+                         || e.getBoundingClientRect().right > innerWidth + 0.5
+                         || e.closest("section")
+                         && e.getBoundingClientRect().right
+                            > e.closest("section").getBoundingClientRect().right + 0.5)
+            .map(e => (e.closest("section") ?? e).id + " " + e.tagName + " " + e.className)
+        ]"""
+    )
+    assert width == size[0]
+    assert wider == []
+    box = tab.locator("#classes .scroll")
+    assert box.evaluate("e => e.scrollHeight <= e.clientHeight + 1")
 
 
 def test_dark_mode_is_dark(opened, reports):

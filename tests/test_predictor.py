@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +23,15 @@ from PIL import Image
 
 import hiercls_jax
 from hiercls_jax import __main__, experiment
+from hiercls_jax.adaptation.answers import DECISIONS
 from hiercls_jax.adaptation.rules import RULES
+from hiercls_jax.adaptation.stopping import calibrate_threshold, stop
+from hiercls_jax.commands import predict
 from hiercls_jax.data import folder
 from hiercls_jax.errors import UserError
 from hiercls_jax.evaluation import predictions
 from hiercls_jax.experiment import predictor, run
+from hiercls_jax.hierarchy.nodes import node_names, node_numbers
 from hiercls_jax.models import registry
 from hiercls_jax.runtime import parallel
 from hiercls_jax.training import checkpoint
@@ -146,12 +151,16 @@ def check(trained, workdir, images, rule: str = "kl"):
     assert trained.rule == results["rule"] == results["config"]["adapt.rule"] == rule
     for part in (answer.adapted, answer.unadapted, answer.names):
         assert list(part) == ["tone", "colour"]
+    leaf = answer.adapted["colour"].argmax(axis=1)
+    np.testing.assert_array_equal(answer.probability, answer.adapted["colour"].max(axis=1))
+    assert answer.name.tolist() == answer.names["colour"].tolist()
+    assert set(answer.level) == {"colour"}
     for i, level in enumerate(HIERARCHY.levels):
         np.testing.assert_allclose(answer.unadapted[level], split.probs[level], rtol=0, atol=SUM)
         np.testing.assert_allclose(answer.adapted[level], target[i], rtol=0, atol=SUM)
         assert np.abs(answer.adapted[level] - answer.unadapted[level]).max() > 100 * SUM
-        best = [HIERARCHY.names[i][j] for j in answer.adapted[level].argmax(axis=1)]
-        assert answer.names[level].tolist() == best
+        path = [HIERARCHY.names[i][j] for j in HIERARCHY.labels(leaf)[i]]
+        assert answer.names[level].tolist() == path
 
 
 def test_it_repeats_the_predictions_of_its_run(trained, workdir, images):
@@ -163,7 +172,8 @@ def test_it_repeats_the_predictions_of_its_run(trained, workdir, images):
 def test_repr_is_one_line(trained):
     """`repr` shows input, output, rule and alpha, but not the parameters."""
     assert repr(trained) == (
-        "Predictor(uint8 [N, 8, 8, 3] to 'tone' [N, 2], 'colour' [N, 4]; rule 'kl', alpha = 0.70)"
+        "Predictor(uint8 [N, 8, 8, 3] to 'tone' [N, 2], 'colour' [N, 4]; rule 'kl', alpha = 0.70, "
+        "decision 'leaf')"
     )
 
 
@@ -186,6 +196,78 @@ def test_a_run_of_an_older_version_adapts_by_algorithm_1(workdir, trained, image
         np.testing.assert_array_equal(p, trained(images[:8]).adapted[level])
 
 
+@pytest.mark.parametrize(("accuracy", "confidence"), [(0.6, None), (0.5, 0.9)])
+def test_it_stops_where_the_validation_images_say(workdir, images, accuracy, confidence):
+    """A target accuracy becomes the threshold of the run's validation images, at alpha = 1."""
+    splits = predictions.load(workdir / "predictions.npz", HIERARCHY)
+
+    def coherent(split):
+        levels = [*splits[split].probs.values()]
+        return [np.asarray(p) for p in RULES["kl"].target(levels, HIERARCHY)]
+
+    labels = splits["validation"].labels["colour"]
+    threshold = calibrate_threshold(coherent("validation"), labels, HIERARCHY, accuracy, confidence)
+    sure = hiercls_jax.load(workdir, 8, target_accuracy=accuracy, confidence=confidence)
+    assert sure.threshold == threshold
+    assert f"alpha = 0.70, stops below {threshold:.4g})" in repr(sure)
+    answer, wanted = sure(images), stop(coherent("test"), HIERARCHY, threshold)
+    np.testing.assert_allclose(answer.probability, wanted.probability, atol=SUM)
+    names = np.array(node_names(HIERARCHY))[node_numbers(wanted.node, HIERARCHY)]
+    assert answer.name.tolist() == names.tolist()
+    assert answer.level.tolist() == np.array(["tone", "colour", ""])[wanted.node[:, 0]].tolist()
+    for i, level in enumerate(HIERARCHY.levels):
+        path = np.array([*HIERARCHY.names[i], ""])[wanted.path[:, i]]
+        assert answer.names[level].tolist() == path.tolist()
+
+
+@pytest.mark.parametrize("decision", ["independent", "minimum_risk"])
+def test_another_decision(workdir, images, decision):
+    """`decision` chooses any of the library's; the probabilities of the levels are the same."""
+    answer = hiercls_jax.load(workdir, 8, decision=decision)(images)
+    rows = DECISIONS[decision]([*answer.adapted.values()], HIERARCHY)
+    for i, level in enumerate(HIERARCHY.levels):
+        assert answer.names[level].tolist() == [(*HIERARCHY.names[i], "")[j] for j in rows[:, i]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decision": "best"}, "decision='best': allowed are 'independent', 'leaf'"),
+        ({"target_accuracy": 90}, "target_accuracy=90: allowed is a share between 0 and 1"),
+        ({"target_accuracy": 0.9, "confidence": 95}, "confidence=95: allowed is a share"),
+        ({"confidence": 0.9}, "confidence=0.9 is of target_accuracy, which is not given"),
+        ({"target_accuracy": 0.999}, "8 labelled samples are too few .* at least 999"),
+        ({"target_accuracy": 0.9, "decision": "top_down"}, "climb from the most probable leaf"),
+    ],
+)
+def test_answers_that_cannot_be(workdir, options, message):
+    """An option out of range, and a promise that the validation images cannot keep, are errors."""
+    with pytest.raises(UserError, match=message):
+        hiercls_jax.load(workdir, **options)
+
+
+def test_a_target_needs_validation_images(workdir, tmp_path):
+    """A run that held out no images has nothing to calibrate on, and says so."""
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    splits = predictions.load(copy / "predictions.npz", HIERARCHY)
+    predictions.save(copy / "predictions.npz", {"test": splits["test"]})
+    with pytest.raises(UserError, match="has no validation images to calibrate"):
+        hiercls_jax.load(copy, target_accuracy=0.5)
+
+
+def test_predict_says_where_it_stops(command, workdir, root):
+    """With a target, an answer may be a class above the leaf, or nothing; and it is approximate."""
+    file = first_two(root)[0]
+    sure = hiercls_jax.load(workdir, 8, target_accuracy=0.8)
+    status, out, err = command("predict", f"--workdir={workdir}", "--target_accuracy=0.8", file)
+    assert (status, err) == (0, "")
+    answer = sure.of_files([file])
+    told = " > ".join(names[0] for names in answer.names.values() if names[0])
+    assert f"  answer: {told or 'nothing is sure enough'}" in out.splitlines()[2]
+    assert out.splitlines()[-1].startswith(f"answers stop below {sure.threshold:.4g}; ")
+    assert "approximate" in out.splitlines()[-1]
+
+
 def test_any_number_of_images_compiles_once(trained, images):
     """0 images, 1, a batch and more than a batch give the same rows, from one compilation."""
     whole = trained(images)
@@ -201,6 +283,9 @@ def test_any_number_of_images_compiles_once(trained, images):
 def test_one_image_has_no_axis_of_images(trained, images):
     """`[H, W, 3]` in, `[classes]` and a name out: the row of that image in a batch."""
     one, whole = trained(images[3]), trained(images)
+    assert (one.name, one.level, one.probability) == (
+        whole.name[3], whole.level[3], whole.probability[3],
+    )  # fmt: skip
     for level in HIERARCHY.levels:
         for got, wanted in ((one.adapted, whole.adapted), (one.unadapted, whole.unadapted)):
             np.testing.assert_array_equal(got[level], wanted[level][3])
@@ -321,7 +406,8 @@ def test_the_table_of_guesses(command, workdir, trained, root, images):
     assert lines[0].split("  ")[-1] == "  adapted, alpha = 0.70".strip()
     wanted = []
     for i, file in enumerate(files):
-        wanted.append([str(file)])
+        path = f"{answer.names['tone'][i]} > {answer.names['colour'][i]}"
+        wanted += [[str(file)], f"answer: {path} {100 * answer.probability[i]:.1f} %".split()]
         for level, names in zip(HIERARCHY.levels, HIERARCHY.names, strict=True):
             parts = (answer.unadapted[level][i], answer.adapted[level][i])
             orders = [sorted(range(len(names)), key=lambda j, p=p: -p[j]) for p in parts]
@@ -332,9 +418,48 @@ def test_the_table_of_guesses(command, workdir, trained, root, images):
                 ]
                 wanted.append(" ".join([level] * (row == 0) + cells).split())
     assert [line.split() for line in lines[1:]] == wanted
-    rows = [line for line in lines[1:] if not line.startswith("/")]
+    rows = [line for line in lines[1:] if not line.startswith(("/", "  answer"))]
     assert len({tuple(i for i, c in enumerate(line) if c == "%") for line in rows}) == 1
-    assert lines[0].index("adapted, alpha") == rows[0].index(wanted[1][4], 20)
+    assert lines[0].index("adapted, alpha") == rows[0].index(wanted[2][4], 20)
+
+
+def test_another_alpha_and_rule(workdir, trained, images):
+    """A given alpha or rule takes the place of the run's; another rule alone adapts with 1."""
+    levels = list(trained(images).unadapted.values())
+    for options, rule, alpha in (
+        ({"alpha": 0.25}, "kl", 0.25),
+        ({"rule": "top_down"}, "top_down", 1.0),
+        ({"rule": "kl"}, "kl", ALPHA),
+    ):
+        other = hiercls_jax.load(workdir, 8, **options)
+        assert (other.rule, other.alpha) == (rule, alpha)
+        wanted = RULES[rule].adjust(levels, HIERARCHY, alpha)
+        for p, w in zip(other(images).adapted.values(), wanted, strict=True):
+            np.testing.assert_allclose(p, w, atol=SUM)
+    with pytest.raises(UserError, match="alpha=1.5: allowed is 0 to 1 by the rule 'top_down'"):
+        hiercls_jax.load(workdir, alpha=1.5, rule="top_down")
+    with pytest.raises(UserError, match="rule='best': allowed are 'kl'"):
+        hiercls_jax.load(workdir, rule="best")
+
+
+@pytest.mark.parametrize("columns", [50, 80, 400])
+def test_the_table_fits_the_terminal(monkeypatch, columns):
+    """On a terminal no row of guesses is wider than it; elsewhere names are never cut."""
+    names = ("cat", "貓" * 30), ("x" * 90, "a long name of many words, as ImageNet has them", "pug")
+    tree = hiercls_jax.Hierarchy(("kind", "animal"), names, ((0, 1, 0),))
+    p = {"kind": np.full((1, 2), 0.5), "animal": np.full((1, 3), 1 / 3)}
+    shown = {"kind": np.array(["cat"]), "animal": np.array(["pug"])}
+    answer = types.SimpleNamespace(adapted=p, unadapted=p, names=shown, probability=np.ones(1))
+    trained = types.SimpleNamespace(hierarchy=tree, alpha=1.0, threshold=None)
+    whole = predict._as_table(trained, ["cat.png"], answer)
+    assert "x" * 90 in whole
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    table = predict._as_table(trained, ["cat.png"], answer)
+    widths = {predict._columns(line) for line in table.splitlines()}
+    assert max(widths) <= columns
+    assert ("…" in table) == (columns < 400)
+    assert "pug" in table
 
 
 def test_the_guesses_as_json(command, workdir, trained, root, images):
@@ -345,7 +470,12 @@ def test_the_guesses_as_json(command, workdir, trained, root, images):
     found, answer = json.loads(out), trained(images[:2])
     assert found["alpha"] == ALPHA
     assert [image["file"] for image in found["images"]] == list(map(str, files))
+    assert (found["decision"], found["threshold"]) == ("leaf", None)
     for i, image in enumerate(found["images"]):
+        told = image["answer"]
+        assert (told["class"], told["level"]) == (answer.name[i], "colour")
+        assert told["probability"] == pytest.approx(answer.probability[i], abs=SUM)
+        assert told["path"] == {level: answer.names[level][i] for level in HIERARCHY.levels}
         for kind in ("unadapted", "adapted"):
             for level, names in zip(HIERARCHY.levels, HIERARCHY.names, strict=True):
                 p = getattr(answer, kind)[level][i]
@@ -395,7 +525,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(command, workdir, root):
 def test_ctrl_c_is_one_line(command, monkeypatch, words):
     """Ctrl-C ends either command with status 130 and what to do."""
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(predictor, "load", interrupt)
@@ -405,7 +535,10 @@ def test_ctrl_c_is_one_line(command, monkeypatch, words):
 
 @pytest.mark.parametrize(
     ("name", "flag_names"),
-    [("predict", ["--workdir", "--[no]json"]), ("export", ["--workdir", "--out"])],
+    [
+        ("predict", ["--workdir", "--[no]json", "--decision", "--target_accuracy", "--alpha"]),
+        ("export", ["--workdir", "--out", "--decision", "--confidence"]),
+    ],
 )
 def test_help_has_an_example(command, name, flag_names):
     """`--help` shows how either command is called, and all its flags."""
@@ -418,6 +551,7 @@ def test_help_has_an_example(command, name, flag_names):
 
 ALONE = """
 import sys
+import types
 
 sys.modules |= dict.fromkeys(["hiercls_jax", "flax", "orbax", "optax", "ml_collections"])  # refused
 import numpy as np
@@ -429,7 +563,13 @@ assert [str(aval) for aval in program.in_avals] == ["uint8[batch,8,8,3]"], progr
 images = np.load("images.npy")
 found = {}
 for count in (1, 8, len(images)):
-    for kind, levels in program.call(images[:count]).items():
+    outputs = program.call(images[:count])
+    answer = outputs.pop("answer")
+    for level, ids in answer.pop("path").items():
+        found[f"path/{level}/{count}"] = ids
+    for name, values in answer.items():
+        found[f"answer/{name}/{count}"] = values
+    for kind, levels in outputs.items():
         for level, p in levels.items():
             found[f"{kind}/{level}/{count}"] = p
 np.savez("found.npz", **found)
@@ -446,18 +586,22 @@ def test_an_exported_file_needs_jax_alone(command, workdir, trained, images, tmp
     status, out, err = command("export", f"--workdir={workdir}", "--out=model.stablehlo")
     assert (status, err) == (0, "")
     assert "uint8 images [N, 8, 8, 3]" in out
-    assert "'tone' [N, 2], 'colour' [N, 4]; alpha = 0.70" in out
+    assert "'tone' [N, 2], 'colour' [N, 4], and to 'answer'; alpha = 0.70" in out
     assert [path.name for path in tmp_path.iterdir()] == ["model.stablehlo"]
     assert b".py" not in (tmp_path / "model.stablehlo").read_bytes()
     np.save("images.npy", images)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", ALONE], check=True, timeout=120, env=environment)
-    answer = dataclasses.asdict(trained(images))
+    answer = trained(images)
+    leaf = answer.adapted["colour"].argmax(axis=1)
+    told = {"level": np.ones(TEST), "class": leaf, "probability": answer.probability}
+    path = dict(zip(HIERARCHY.levels, HIERARCHY.labels(leaf), strict=True))
+    every = answer._asdict() | {"path": path, "answer": told}
     with np.load("found.npz") as found:
-        assert len(found.files) == 2 * 2 * 3
+        assert len(found.files) == (2 * 2 + 2 + 3) * 3
         for key in found.files:
             kind, level, count = key.split("/")
-            wanted = answer[kind][level][: int(count)]
+            wanted = every[kind][level][: int(count)]
             np.testing.assert_allclose(found[key], wanted, rtol=0, atol=SUM)
 
 

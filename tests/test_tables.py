@@ -19,12 +19,16 @@ from hypothesis import given
 
 from hiercls_jax.tables import (
     FORMATS,
+    Columns,
     TableError,
+    numpy_files,
     open_table,
     parquet_files,
     read_labels,
     write_table,
 )
+from hiercls_jax.tables.columns import read_names
+from hiercls_jax.tables.table import Identifiers
 
 CLASSES = ("cat", "dog, small", 'the "lion"', "naïve.fox")  # what CSV and Parquet must quote
 ROWS = 11
@@ -200,6 +204,171 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     assert "pip install 'hiercls_jax[parquet]', or use .npy" in fails(read, name)
 
 
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize("block", [1, 2**25])
+def test_fortran_order(tmp_path, monkeypatch, suffix, block):
+    """`np.save` writes `p[:, order]` column by column: it is read in blocks of any size."""
+    monkeypatch.setattr(numpy_files, "BLOCK_BYTES", block)
+    path, values = tmp_path / f"p.{suffix}", example()[:, [2, 0, 3, 1]]
+    assert values.flags.f_contiguous
+    np.savez(path, values) if suffix == "npz" else np.save(path, values)
+    for size in (1, 3, ROWS, 100):
+        np.testing.assert_array_equal(read(path, size=size), values)
+    columns = Columns(CLASSES, names=CLASSES[::-1])
+    (chunk,) = open_table(str(path), columns).chunks(100)
+    np.testing.assert_array_equal(chunk, values[:, ::-1])
+
+
+# Columns without names, and identifiers.
+
+
+def unnamed(path, values):
+    """Write numbers without names of their columns."""
+    if path.suffix == ".csv":
+        np.savetxt(path, values, delimiter=",")
+    else:
+        np.savez(path, values) if path.suffix == ".npz" else np.save(path, values)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "csv"])
+def test_columns_without_names_need_a_stated_order(tmp_path, suffix):
+    """If nothing states the order, the table is refused; given names put each column in place."""
+    name = unnamed(tmp_path / f"p.{suffix}", example())
+    why = "its columns have no names, so …"
+    error = fails(open_table, name, Columns(CLASSES, unstated=why))
+    assert error == f"{name}: {why}"
+    table = open_table(name, Columns(CLASSES, unstated=why, names=CLASSES[::-1]))
+    (chunk,) = table.chunks(100)
+    np.testing.assert_array_equal(chunk, example()[:, ::-1])
+    error = fails(open_table, name, Columns(CLASSES, names=(*CLASSES[:3], "wolf")))
+    assert f"the names of the columns of {name}: unknown class 'wolf'" in error
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_names_are_not_given_twice(tmp_path, suffix):
+    """A table that names its columns is matched by these names; others for it are refused."""
+    name = write(tmp_path / f"p.{suffix}", example())
+    assert "names its columns" in fails(open_table, name, Columns(CLASSES, names=CLASSES))
+    (chunk,) = open_table(name, Columns(CLASSES[::-1], unstated="no order")).chunks(100)
+    np.testing.assert_array_equal(chunk, example()[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [("0,1,2\n0.5,0.25,0.25\n", "abc"), (",0,1\n7,0.5,0.25\n", "ab"), ("0,1\n0.5,0.5\n", "ab")],
+)
+def test_positions_are_no_names(tmp_path, text, classes):
+    """The names 0, 1, 2 that pandas gives to columns without names are no names, nor a row."""
+    (tmp_path / "p.csv").write_text(text)
+    name, why = str(tmp_path / "p.csv"), "no order"
+    assert open_table(name, Columns(tuple(classes))).rows == 1
+    assert "no order" in fails(open_table, name, Columns(tuple(classes), unstated=why))
+    numbers = tuple("210"[-len(classes) :])  # classes that are called so
+    assert open_table(name, Columns(numbers, unstated=why)).classes == numbers
+
+
+def test_two_hard_predictions_are_no_positions(tmp_path):
+    """A file of zeros and ones alone has no header: its first line may be 0,1."""
+    (tmp_path / "p.csv").write_text("0,1\n1,0\n")
+    assert read(tmp_path / "p.csv", ("a", "b")).tolist() == [[0, 1], [1, 0]]
+
+
+def ids(name, columns, size=3):
+    """Return the name of the identifiers and all of them, read in chunks."""
+    table = open_table(name, columns)
+    chunks = list(table.id_chunks(size))
+    assert all(len(chunk) == size for chunk in chunks[:-1])
+    return table.ids.name, [id_ for chunk in chunks for id_ in chunk.tolist()]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("int_ids", [True, False])
+def test_identifiers_go_through(tmp_path, suffix, int_ids):
+    """A column of identifiers is written before the others and read back, in chunks of any size."""
+    if suffix == "csv" and int_ids:
+        pytest.skip("a CSV file has text alone")
+    values, dtype = example(), np.dtype(np.int64 if int_ids else object)
+    wanted = list(range(7, 18)) if int_ids else ['a, "1"', "naïve.png", *map(str, range(9))]
+    column = np.empty(ROWS, dtype)
+    column[:] = wanted
+    path = tmp_path / f"p.{suffix}"
+    with write_table(path, CLASSES, ROWS, ids=Identifiers("file", dtype, None)) as write_chunk:
+        for start in range(0, ROWS, 4):
+            write_chunk(values[start : start + 4], column[start : start + 4])
+    columns = Columns(CLASSES, id="file" if int_ids else None)
+    assert ids(str(path), columns) == ("file", wanted)
+    np.testing.assert_array_equal(read(path, columns), values)
+
+
+@pytest.mark.parametrize(
+    ("text", "id_", "wanted"),
+    [
+        ("a,file,b\n1,x.png,0\n0,y.png,1\n", None, ("file", ["x.png", "y.png"])),
+        (",a,b\n0,1,0\n1,0,1\n", None, ("id", ["0", "1"])),
+        ("Unnamed: 0,b,a\n8,0,1\n9,1,0\n", None, ("id", ["8", "9"])),
+        (",file,a,b\n0,x,1,0\n1,y,0,1\n", None, ("file", ["x", "y"])),
+        ("n,a,b\n8,1,0\n9,0,1\n", "n", ("n", ["8", "9"])),
+        ("x.png,1,0\ny.png,0,1\n", None, ("id", ["x.png", "y.png"])),
+        ('"x, y",1,0\n"""z""",0,1\n', None, ("id", ["x, y", '"z"'])),
+        ("key,0,1\nx,1,0\ny,0,1\n", None, ("key", ["x", "y"])),
+    ],
+)
+def test_identifiers_in_csv(tmp_path, text, id_, wanted):
+    """Rows are identified by the named column, the first of text, or the index of pandas."""
+    (tmp_path / "p.csv").write_text(text)
+    columns = Columns(("a", "b"), id=id_)
+    assert ids(str(tmp_path / "p.csv"), columns, 1) == wanted
+    assert read(tmp_path / "p.csv", columns).tolist() == [[1, 0], [0, 1]]
+
+
+def test_identifiers_in_parquet(tmp_path):
+    """Text, dictionaries, integers and dates identify rows; a row without one is named."""
+    numbers = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
+    for column, id_, wanted in (
+        (pa.array(["x", "y"]), None, ["x", "y"]),
+        (pa.array(["x", "y"]).dictionary_encode(), None, ["x", "y"]),
+        (pa.array([3, 4], "u4"), "key", [3, 4]),
+        (pa.array([0, 1], "date32"), "key", ["1970-01-01", "1970-01-02"]),
+    ):
+        pq.write_table(pa.table(numbers | {"key": column}), tmp_path / "p.parquet")
+        columns = Columns(("a", "b"), id=id_)
+        assert ids(str(tmp_path / "p.parquet"), columns, 1) == ("key", wanted)
+    pq.write_table(pa.table(numbers | {"key": ["x", None]}), tmp_path / "p.parquet")
+    table = open_table(str(tmp_path / "p.parquet"), ("a", "b"))
+    assert "row 1 (from 0): no identifier in 'key'" in fails(lambda: list(table.id_chunks(5)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("n.txt", "\ufeffdog, small\n\n cat \n"),
+        ("n.json", '["dog, small", "cat"]'),
+        ("n.csv", 'class\n"dog, small"\ncat\n'),
+    ],
+)
+def test_names_of_columns_in_files(tmp_path, name, text):
+    """One name a line, a CSV column with or without a header, or a JSON list."""
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_names(str(tmp_path / name)) == ("dog, small", "cat")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("n.txt", "\n", "has no names"),
+        ("n.json", '{"cat": 1}', "allowed is a JSON list of names, or one name a line"),
+        ("n.json", "[", "cannot be read"),
+        ("n.csv", "cat,dog\n", "2 cells in a line, allowed is one"),
+    ],
+)
+def test_names_that_are_none(tmp_path, name, text, message):
+    """A file of names that holds something else is refused by its name."""
+    (tmp_path / name).write_text(text)
+    assert message in fails(read_names, str(tmp_path / name))
+    assert "cannot be read" in fails(read_names, str(tmp_path / "missing.txt"))
+
+
 # What is refused.
 
 
@@ -281,7 +450,6 @@ def test_object_arrays_are_never_unpickled(tmp_path, suffix, reader):
         (np.ones((0, 4)), "no rows; at least one is needed"),
         (np.ones((2, 4), complex), "complex128, allowed are real numbers"),
         (np.ones((2, 4), "U3"), "allowed are real numbers"),
-        (np.ones((4, 2)).T, "Fortran order, allowed is C order: np.save(file, np.ascontiguous"),
         (np.zeros(2, [("a", "f4")]), "allowed are real numbers"),
     ],
 )
@@ -301,7 +469,13 @@ def test_arrays_that_are_no_table(tmp_path, suffix, array, message):
         ("", "shape [0, 0], allowed is [N, 3]"),
         ("a,b,c\n", "no rows"),
         ("a,b,d\n1,0,0\n", "unknown class 'd'; allowed is one column for each of the 3 classes"),
-        (",a,b,c\n0,1,0,0\n", "unknown class ''"),
+        (",a,b,c\n0,1,0,0\n1,1,0\n", "row 1 (from 0): 3 cells, allowed is 4"),
+        (
+            "a,b,c,n\n0,1,0,5\n",
+            "unknown class 'n'; allowed is one column for each of the 3 classes",
+        ),
+        ("a,b,c,n\n0,1,0,5\n", "; if that column identifies the rows, give --id=n"),
+        ("a,b,d,n\n0,1,0,x\n", "unknown class 'd'"),
         ("a,b,b\n1,0,0\n", "two columns for class 'b'"),
         ("a,b\n1,0\n", "no column for class 'c'"),
         ("1,0\n1,0\n", "shape [2, 2], allowed is [N, 3]"),
@@ -465,7 +639,7 @@ def test_labels_by_index_and_by_name(tmp_path, suffix):
     ("values", "message"),
     [
         ([0, 1, 3], "row 2 (from 0): unknown class 3; allowed are 0 to 2, or the names 'a'"),
-        ([0, -1, 3], "row 1 (from 0): unknown class -1; allowed are 0 to 2"),
+        ([0, -2, 3], "row 1 (from 0): unknown class -2; allowed are 0 to 2"),
         (
             ["a", "b", "d"],
             "row 2 (from 0): unknown class 'd'; allowed are 0 to 2, or the names 'a'",
@@ -496,6 +670,32 @@ def test_labels_in_csv(tmp_path):
     assert "row 1 (from 0): 2 cells, allowed is one" in fails(read_labels, str(path), "abc")
 
 
+def test_samples_without_labels(tmp_path):
+    """-1, an empty cell, null, and a blank line where there would be too few rows, are no label."""
+    path = tmp_path / "y.csv"
+    for text, wanted in (
+        ('b\n""\na\n', [1, -1, 0]),
+        ("1\n-1\n0\n", [1, -1, 0]),
+        ('kind\n1\n""\n0\n', [1, -1, 0]),
+        ("b\n\na\n", [1, -1, 0]),
+        ("b\n\na\n\n\n", [1, -1, 0]),
+        ("kind\n\nb\na\n", [-1, 1, 0]),
+        ("b\na\n\n", [1, 0, -1]),
+        ("kind\n\nb\n\na\n\na\n", [1, 0, 0]),  # rows enough without the blank lines
+    ):
+        path.write_text(text)
+        assert read_labels(str(path), ("a", "b"), 3).tolist() == wanted, text
+    path.write_text("b\n\n\n\na\n")
+    assert "has 5 rows, allowed is one for each of 3 samples" in fails(
+        read_labels, str(path), "ab", 3
+    )
+    np.save(tmp_path / "y.npy", [1, -1, 0])
+    assert read_labels(str(tmp_path / "y.npy"), "ab").tolist() == [1, -1, 0]
+    for values in ([1, None, 0], ["b", None, "a"]):
+        pq.write_table(pa.table({"y": values}), tmp_path / "y.parquet")
+        assert read_labels(str(tmp_path / "y.parquet"), "ab").tolist() == [1, -1, 0]
+
+
 @pytest.mark.parametrize(
     ("save", "message"),
     [
@@ -512,17 +712,13 @@ def test_labels_in_csv(tmp_path):
             "columns 'a', 'b', allowed is one",
         ),
         (
-            lambda path: pq.write_table(pa.table({"a": [1, None]}), path / "y.parquet"),
-            "row 1 (from 0): no value",
-        ),
-        (
             lambda path: pq.write_table(pa.table({"a": [1.0]}), path / "y.parquet"),
             "double, allowed are integers or class names",
         ),
     ],
 )
 def test_labels_that_are_none(tmp_path, save, message):
-    """Numbers that are no integers, several columns and missing values are refused."""
+    """Numbers that are no integers, and several columns, are refused."""
     save(tmp_path)
     (path,) = tmp_path.iterdir()
     error = fails(read_labels, str(path), ("a", "b", "c"))

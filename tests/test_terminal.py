@@ -111,7 +111,7 @@ NARROW = ["adapt", "--hierarchy=tree.csv", "--coarse=pc.npy", "--fine=pf.npy"]
 def tables(tmp_path, monkeypatch):
     """Small tables in the current folder; the environment says 20 columns, and no colours."""
     rng = np.random.default_rng(0)
-    (tmp_path / "tree.csv").write_text("cat,animal\ndog,animal\ncar,vehicle\n")
+    (tmp_path / "tree.csv").write_text("animal,\nvehicle,\ncat,animal\ndog,animal\ncar,vehicle\n")
     for name, classes in (("pc", 2), ("pf", 3)):
         np.save(tmp_path / f"{name}.npy", rng.dirichlet(np.ones(classes), 50).astype(np.float32))
     monkeypatch.chdir(tmp_path)

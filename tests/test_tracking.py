@@ -13,6 +13,8 @@ import pytest
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from hiercls_jax.training import tracking
+from hiercls_jax.training.feed import Order
+from hiercls_jax.training.recorder import Recorder
 from hiercls_jax.training.tracking import Tracker, describe
 
 
@@ -246,3 +248,20 @@ def test_other_frameworks_stay_where_they_are(tmp_path):
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["set()"]
+
+
+def test_levels_stand_in_the_tree_s_order():
+    """A record names the levels as the tree does, although a jitted step sorts its metrics."""
+
+    class Kept(tracking.NullTracker):
+        def write(self, record):
+            kept.append(record)
+
+    kept: list[dict] = []
+    levels = ("order", "kind", "animal")
+    recorder = Recorder("toy", Order((0,), 8, 4, 1), 1, Kept(), {}, levels)
+    sums = {"count": 4.0, "loss": 6.0}
+    sums |= {f"{kind}_{level}": 1.0 for kind in ("errors", "loss") for level in sorted(levels)}
+    recorder.add(1, dict(sorted(sums.items())))
+    named = [key for key in kept[0] if "_" in key and key != "images_per_second"]
+    assert named == [f"{kind}_{level}" for kind in ("loss", "error") for level in levels]

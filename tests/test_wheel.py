@@ -95,7 +95,7 @@ def test_a_named_config_needs_no_file(installed, tmp_path):
 
 def test_the_page_finds_its_files(installed, tmp_path):
     """`hiercls-jax adapt --report` writes a page, whose parts come from the wheel."""
-    (tmp_path / "tree.csv").write_text("cat,animal\ndog,animal\ncar,vehicle\n")
+    (tmp_path / "tree.csv").write_text("animal,\nvehicle,\ncat,animal\ndog,animal\ncar,vehicle\n")
     np.save(tmp_path / "pc.npy", np.float32([[0.75, 0.25]]))
     np.save(tmp_path / "pf.npy", np.float32([[0.375, 0.125, 0.5]]))
     command = ("adapt", "--hierarchy=tree.csv", "--coarse=pc.npy", "--fine=pf.npy", "--report")

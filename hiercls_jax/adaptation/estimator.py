@@ -14,11 +14,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hiercls_jax.adaptation.alpha import AlphaSearch, alpha_search
+from hiercls_jax.adaptation.answers import DECISIONS, answer_nodes
 from hiercls_jax.adaptation.checks import SUM_TOLERANCE, check_weights
 from hiercls_jax.adaptation.float64 import enable_x64
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.adaptation.tree import interpolate
 from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.hierarchy.nodes import node_names, nodes_of
 
 FLOATS = (np.float64, np.float32)  # other dtypes become the first
 
@@ -26,9 +28,10 @@ FLOATS = (np.float64, np.float32)  # other dtypes become the first
 class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin, BaseEstimator):
     """Adapt the probabilities of a hierarchy's levels, from any classifiers, to each other.
 
-    `fit` chooses alpha, `transform` returns the adapted probabilities of all levels, and `predict`
-    and `predict_proba` use those of the leaves: the classes of the last level and, in a ragged
-    hierarchy, the leaves above it.
+    `fit` chooses alpha, `transform` returns the adapted probabilities of all levels, `predict`
+    decides for a class and `predict_path` for the classes above it too. `predict_proba` returns the
+    probabilities of the leaves: the classes of the last level and, in a ragged hierarchy, the
+    leaves above it.
 
     X is float `[N, Σ N_l]`, the levels' probabilities side by side, coarsest level first, as
     `np.hstack` returns them. They are non-negative, and each level sums to 1 within 0.001, in a
@@ -48,6 +51,9 @@ class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin,
       alpha: 'tune', or a number from 0 (no adaptation) through 1 (the levels agree) to the rule's
         largest, 2 for 'kl' on two equal levels. If alpha is a number, y only determines whether
         classes are ids or names.
+      decision: how to predict, a key of `hiercls_jax.adaptation.answers.DECISIONS`: 'leaf' for the
+        most probable leaf. 'minimum_risk' may predict a class above the leaves, and '' for the
+        root, so it needs leaf names in y.
       objective: the objective of tuning: 'sum' of the levels' top-1 errors, the number of the
         level whose error counts, or 'nll'; as in `alpha_search`.
 
@@ -73,6 +79,8 @@ class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin,
     (['lynx', 'pug'], ['lion', 'lynx', 'pug'])
     >>> adjuster.set_params(alpha=1.0).fit(X, ["lynx", "pug"]).transform(X)[0].tolist()
     [0.625, 0.375, 0.46875, 0.15625, 0.375]
+    >>> adjuster.predict_path(X).tolist()
+    [['cat', 'lynx'], ['dog', 'pug']]
     """
 
     def __init__(
@@ -83,12 +91,14 @@ class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin,
         weights: Sequence[float] | None = None,
         alpha: float | str = "tune",
         objective: str | int = "sum",
+        decision: str = "leaf",
     ) -> None:
         self.hierarchy = hierarchy
         self.rule = rule
         self.weights = weights
         self.alpha = alpha
         self.objective = objective
+        self.decision = decision
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> "HierarchyAdjuster":
         """Choose alpha on X `[N, Σ N_l]` and y `[N]`, and return the estimator."""
@@ -120,9 +130,35 @@ class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin,
         return self._cut(self._adapt(X), -1)[:, self._order]
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """Return the most probable leaf of each row, `[N]`."""
-        most_probable = np.argmax(self.predict_proba(X), axis=1)
-        return self.classes_[most_probable]
+        """Return the answer to each row, `[N]`: by default its most probable leaf."""
+        if self.decision == "leaf":
+            most_probable = np.argmax(self.predict_proba(X), axis=1)
+            return self.classes_[most_probable]
+        nodes = answer_nodes(self._decide(X), self._tree)
+        if self.classes_.dtype.kind not in "biuf":
+            return np.array(node_names(self._tree), self.classes_.dtype)[nodes]
+        leaf_ids = np.full(len(nodes_of(self._tree).pairs), -1)
+        leaf_ids[nodes_of(self._tree).leaves] = np.arange(self._tree.num_leaves)
+        return leaf_ids[nodes]
+
+    def predict_path(self, X: ArrayLike) -> np.ndarray:
+        """Return the class of each row on every level, str `[N, L]`; '' below the answer.
+
+        Tables of this form are what hiclass and `hiercls_jax.metrics.path_scores` take.
+        """
+        rows = self._decide(X)
+        path = [
+            np.array([*names[:size], *[""] * (len(names) - size + 1)])[of_level]  # no leaf twice
+            for names, size, of_level in zip(
+                map(self._tree.cut_names, range(self._tree.num_levels)), self._tree.sizes, rows.T,
+                strict=True,
+            )
+        ]  # fmt: skip
+        return np.stack(path, axis=1)
+
+    def _decide(self, X: ArrayLike) -> np.ndarray:
+        """Return the answers to rows of X, int32 `[N, L]`."""
+        return DECISIONS[self.decision](self._levels(self._adapt(X)), self._tree)
 
     @property
     def _tree(self) -> Hierarchy:
@@ -157,6 +193,11 @@ class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin,
         if y.dtype.kind not in "biuf":
             leaves = np.array(self._tree.leaf_names, dtype=object if y.dtype == object else str)
         self.classes_, self._order = np.unique(leaves, return_index=True)
+        if self.decision == "minimum_risk" and y.dtype.kind in "biuf":
+            raise ValueError(
+                "decision='minimum_risk' may predict a class above the leaves, which has no leaf "
+                "id; give leaf names in y"
+            )
         if len(self.classes_) < len(leaves):
             raise ValueError("two leaves of the hierarchy have the same name; use leaf ids for y")
         unknown = ~np.isin(y, self.classes_)
@@ -177,6 +218,9 @@ class HierarchyAdjuster(OneToOneFeatureMixin, ClassifierMixin, TransformerMixin,
             )
         if self.rule not in RULES:
             raise ValueError(f"rule={self.rule!r}: allowed are {', '.join(map(repr, RULES))}")
+        if self.decision not in DECISIONS:
+            allowed = ", ".join(map(repr, DECISIONS))
+            raise ValueError(f"decision={self.decision!r}: allowed are {allowed}")
         check_weights(self.weights, self._tree.num_levels)
         largest = min(RULES[self.rule].largest_alpha(self.hierarchy, self.weights))
         alpha: object = self.alpha

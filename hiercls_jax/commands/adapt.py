@@ -4,24 +4,33 @@
     python -m hiercls_jax adapt --hierarchy=h.json --coarse=pc.npy --fine=pf.npy --labels=y.npy \
 --out=DIR
     python -m hiercls_jax adapt --hierarchy=tree.csv --level level1=a.parquet \
---level level2=b.csv --level level3=c.npz:probs --method=top_down --out=DIR
+--level level2=b.csv --level level3=c.npz:probs --rule=top_down --out=DIR
 
 A table has a row per sample and a column per class. It is an .npy, .npz, CSV or Parquet file; if an
-.npz file has several arrays, name one: file.npz:key. Columns with names may have any order; columns
-without names must have the hierarchy's order.
+.npz file has several arrays, name one: file.npz:key. Columns with names may have any order. Columns
+without names are taken only if the order of the classes is stated: in a JSON hierarchy, by a row
+for each class in a CSV hierarchy (`fish,` for one without a parent), or by --names LEVEL=file.
+
+A column of text that is no class identifies the rows, and so does the column that --id names. It is
+copied into all that is written; beside arrays it is in ids.csv.
 
 Each row of a table is finite, not negative, and sums to 1 within 0.001 (in a ragged hierarchy,
 together with the leaves of the levels above). With --logits the tables hold logits instead. Rows
 count from 0.
 
 Tables are read and written a few thousand rows at a time, so memory does not grow with them. With
-labels it grows by 16 bytes per row and level, with --report by 40.
+labels it grows by 60 bytes per row and level, with --report or --target_accuracy by 80.
 
 DIR gets these files: p_LEVEL (adapted probabilities, float32); predictions (a column per level:
 class indices in .npy and .npz, names in CSV and Parquet); report.json; with labels, alpha_curve.png
-and .svg; with --report, report.html, one page that shows for any alpha how predictions change and,
-with labels, which become right and wrong. DIR appears when all of them are complete; if anything
-goes wrong, nothing is left behind.
+and .svg; with --target_accuracy, answers.csv or answers.parquet; with --report, report.html, one
+page that shows for any alpha how predictions change and, with labels, which become right and wrong.
+DIR appears when all of them are complete; if anything goes wrong, nothing is left behind.
+
+--target_accuracy=0.9 gives each row one answer that is right 90 % of the time: its most probable
+leaf if that is sure enough, else the nearest class above it that is, or nothing at all. Answers use
+alpha = 1, where the levels agree. The labelled rows are split in three: alpha is tuned on the first
+third, the least probability of an answer is chosen on the second, and all is measured on the last.
 
 Exit status: 0 done; 1 an error that the one line on stderr explains; 2 a wrong command line; 130
 stopped by Ctrl-C, 143 by SIGTERM.
@@ -31,15 +40,20 @@ import contextlib
 import json
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.commands.command_line import CommandFlags, run_command
-from hiercls_jax.errors import UserError
+from hiercls_jax.commands.target import define_decision, define_target, read_target
+from hiercls_jax.errors import UserError, one_line
+from hiercls_jax.evaluation import own_classes
+from hiercls_jax.evaluation.adapt_answers import SureAnswers, find_answers
 from hiercls_jax.evaluation.adapt_tables import (
     Inputs,
     Measured,
@@ -47,16 +61,22 @@ from hiercls_jax.evaluation.adapt_tables import (
     read_level_labels,
     sample_outcomes,
 )
+from hiercls_jax.evaluation.decisions import Tally
+from hiercls_jax.evaluation.own_classes import OwnClasses
+from hiercls_jax.evaluation.sure_answers import Target, select
 from hiercls_jax.files import atomic_folder
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.report import figures, page
+from hiercls_jax.report.answer_contents import PageAnswers
 from hiercls_jax.report.page_contents import Page
 from hiercls_jax.report.terminal import describe_adaptation
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.tables import FORMATS, open_table
-from hiercls_jax.tables.adapter import Adapter
-from hiercls_jax.tables.levels import LevelTables
-from hiercls_jax.tables.streaming import write_adapted
+from hiercls_jax.tables.adapter import Adapter, chunk_size
+from hiercls_jax.tables.answer_files import answer_format, write_answers
+from hiercls_jax.tables.columns import read_names
+from hiercls_jax.tables.levels import LevelTables, level_columns
+from hiercls_jax.tables.streaming import climb, write_adapted
 
 SEE = "; see python -m hiercls_jax adapt --help"
 STOPPED = "stopped; nothing was written, and the same command begins anew"
@@ -91,9 +111,21 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define(flags.DEFINE_string, "fine", None, "Table of the second of two levels.")
     define(flags.DEFINE_multi_string, "level", [], "name=file, the table of a level by its name.")
     define(
+        flags.DEFINE_multi_string, "names", [],
+        "LEVEL=file, the names of a table's columns that have none, in their order: one class a "
+        "line, or a JSON list.",
+    )  # fmt: skip
+    define(
+        flags.DEFINE_string, "id", None,
+        "The column that identifies the rows; it goes through to what is written. Default: the "
+        "first column of text that is no class, or the index that pandas writes.",
+    )  # fmt: skip
+    define(
         flags.DEFINE_string, "labels", None,
         "The samples' true classes on the finest level (any leaves in a ragged hierarchy): one "
-        "column of indices or names.",
+        "column of names, or of indices in the hierarchy's order or, if given, in that of --names. "
+        "A row without a label has -1, or an empty cell. With a second column, which "
+        "identifies rows, labels of some rows in any order.",
     )  # fmt: skip
     define(
         flags.DEFINE_string, "alpha", None,
@@ -102,14 +134,38 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
         "are labels, else 1.",
     )  # fmt: skip
     define(
-        flags.DEFINE_float, "tune_fraction", 0.5,
+        flags.DEFINE_float, "tune_fraction", None,
         "Share of the labelled rows, chosen at random, that alpha is tuned on; errors are measured "
-        "on the others. 1 tunes and measures on all rows: such errors are optimistic.",
+        "on the others. 1 tunes and measures on all rows: such errors are optimistic. Default: "
+        "0.5, or a third with --target_accuracy.",
         lower_bound=0, upper_bound=1,
     )  # fmt: skip
-    define(flags.DEFINE_enum, "method", "kl", list(RULES), "The rule that makes levels agree.")
+    define(flags.DEFINE_enum, "rule", "kl", list(RULES), "The rule that makes levels agree.")
+    define(flags.DEFINE_alias, "method", "rule")
+    define_decision(options, "independent")
+    define_target(options)
+    define(
+        flags.DEFINE_float, "calibrate_fraction", None,
+        "Share of the labelled rows that --target_accuracy calibrates on, chosen at random among "
+        "those that alpha is not tuned on. Default: half of those.",
+        lower_bound=0, upper_bound=1,
+    )  # fmt: skip
     define(flags.DEFINE_bool, "logits", False, "The tables hold logits, not probabilities.")
     define(flags.DEFINE_bool, "renormalize", False, "Divide each row by its sum.")
+    define(
+        flags.DEFINE_string, "only", None,
+        "A file of the classes that can occur, one a line, of any level: all others are left out "
+        "on every level, before adaptation.",
+    )  # fmt: skip
+    define(
+        flags.DEFINE_string, "prior", None,
+        "How frequent the leaves are now: a file of class,number rows, or 'estimate', from the "
+        "rows themselves.",
+    )  # fmt: skip
+    define(
+        flags.DEFINE_string, "train_prior", None,
+        "How frequent the leaves were in training, a file of class,number rows. Default: equally.",
+    )  # fmt: skip
     define(flags.DEFINE_enum, "format", None, FORMATS, "Format to write; default: as read.")
     define(flags.DEFINE_bool, "report", False, "Also write report.html, which shows the changes.")
     define(flags.DEFINE_string, "out", None, "Folder to write, new or empty.")
@@ -139,31 +195,58 @@ def _adapt(options: flags.FlagValues, arguments: Sequence[str]) -> str:
     hierarchy = Hierarchy.read(options.hierarchy, options.ragged)
     files = _level_files(hierarchy, options)
     inputs = _open_inputs(hierarchy, files, options, base)
+    hierarchy = inputs.tables.hierarchy
+    target = read_target(options)
     given = _given_alpha(options.alpha, inputs)
+    if target:
+        _check_target(inputs, given)
     formats = [options.format or table.format for table in inputs.tables.tables]
     _check_space(base, inputs.tables, formats)
 
-    measured = measure(inputs, given, options.tune_fraction)
+    measured = measure(inputs, given, *_fractions(options, given, target))
+    answers = find_answers(inputs, measured, target) if target else None
+    tally = None
+    if inputs.labels is not None:
+        tally = Tally(measured.test, inputs.labels[-1], hierarchy)
     with atomic_folder(out, inside=base) as folder:
-        written = write_adapted(folder, inputs.tables, inputs.adapter, measured.alpha, formats)
+        written = write_adapted(
+            folder, inputs.tables, inputs.adapter, measured.alpha, formats, options.decision,
+            tally.add if tally else None, inputs.labels[-1] if inputs.labels else None,
+        )  # fmt: skip
+        if answers:
+            path = folder / f"answers.{answer_format(formats[-1])}"
+            ids = inputs.tables.ids
+            write_answers(
+                path, answers.climb, hierarchy, answers.threshold, ids, inputs.adapter.size
+            )
         results = {
             "hierarchy": options.hierarchy,
             "tables": dict(zip(hierarchy.levels, files, strict=True)),
             "labels": options.labels,
             "logits": options.logits,
             "renormalize": options.renormalize,
-            "method": options.method,
+            "rule": options.rule,
+            "method": options.rule,  # the older name
+            "decision": options.decision,
             "rows": inputs.tables.rows,
+            "id": inputs.tables.ids and inputs.tables.ids.name,
             "alpha": measured.alpha,
+            **inputs.changed,
             **measured.results,
             **written,
+            "warnings": [*inputs.warnings, *written["warnings"]],
+            **({"decisions": tally.results()} if tally else {}),
+            **({"answers": answers.results} if answers else {}),
         }
         (folder / "report.json").write_text(json.dumps(results, indent=1) + "\n")
         if options.labels:
-            title = f"{results['measured_on_rows']:,} samples, method {options.method}"
+            title = f"{results['measured_on_rows']:,} samples, rule {options.rule}"
             figures.draw_curve(folder, results, hierarchy, title)
         if options.report:
-            page.write(folder / "report.html", _page(inputs, measured, results, arguments))
+            shown = _page(inputs, measured, answers, results, arguments)
+            page.write(folder / "report.html", shown)
+        for warning in results["warnings"]:
+            print(f"warning: {one_line(warning)}", file=sys.stderr)
         names = ", ".join(sorted(path.name for path in folder.iterdir()))
     return f"{describe_adaptation(results, hierarchy)}\nwrote to {out}: {names}"
 
@@ -178,7 +261,7 @@ def _check_out(out: Path) -> tuple[Path, Path]:
 
 def _level_files(hierarchy: Hierarchy, options: flags.FlagValues) -> list[str]:
     """Return the file of each level, coarsest level first."""
-    pairs = [text.partition("=")[::2] for text in options.level]
+    given = list(options.level)
     if options.coarse or options.fine:
         if hierarchy.num_levels != 2:
             raise UserError(
@@ -186,18 +269,9 @@ def _level_files(hierarchy: Hierarchy, options: flags.FlagValues) -> list[str]:
                 f"{hierarchy.num_levels}: use --level name=file for each of "
                 f"{', '.join(hierarchy.levels)}"
             )
-        pairs += zip(hierarchy.levels, (options.coarse, options.fine), strict=True)
-    files: dict[str, str] = {}
-    for name, file in pairs:
-        if not file:
-            continue
-        if name not in hierarchy.levels or name in files:
-            what = "names no level" if name not in files else "is the second for its level"
-            raise UserError(
-                f"--level {name}={file} {what}; allowed is one for each of "
-                f"{', '.join(hierarchy.levels)}"
-            )
-        files[name] = file
+        pairs = zip(hierarchy.levels, (options.coarse, options.fine), strict=True)
+        given += [f"{level}={file}" for level, file in pairs if file]
+    files = _by_level(hierarchy, "--level", given)
     missing = [name for name in hierarchy.levels if name not in files]
     if missing:
         raise UserError(
@@ -207,21 +281,57 @@ def _level_files(hierarchy: Hierarchy, options: flags.FlagValues) -> list[str]:
     return [files[name] for name in hierarchy.levels]
 
 
+def _by_level(hierarchy: Hierarchy, flag: str, given: Sequence[str]) -> dict[str, str]:
+    """Return the files of a flag `LEVEL=file` by level."""
+    files: dict[str, str] = {}
+    for text in given:
+        name, _, file = text.partition("=")
+        if not file:
+            continue
+        if name not in hierarchy.levels or name in files:
+            what = "names no level" if name not in files else "is the second for its level"
+            raise UserError(
+                f"{flag} {name}={file} {what}; allowed is one for each of "
+                f"{', '.join(hierarchy.levels)}"
+            )
+        files[name] = file
+    return files
+
+
 def _open_inputs(
     hierarchy: Hierarchy, files: Sequence[str], options: flags.FlagValues, scratch: Path
 ) -> Inputs:
     """Open the tables, read the labels, and compile the rule."""
+    names = {
+        level: read_names(file)
+        for level, file in _by_level(hierarchy, "--names", options.names).items()
+    }
+    columns = level_columns(hierarchy, options.hierarchy, names, options.id)
     opened = [
-        open_table(file, classes, scratch)
-        for file, classes in zip(files, hierarchy.names, strict=True)
+        open_table(file, of_level, scratch) for file, of_level in zip(files, columns, strict=True)
     ]
+    if options.id and not any(table.ids and table.ids.name == options.id for table in opened):
+        raise UserError(f"--id={options.id}: no table has a column of that name")
     tables = LevelTables(hierarchy, opened, options.logits, options.renormalize)
-    labels = read_level_labels(options.labels, tables) if options.labels else None
+    own = OwnClasses(options.only, options.prior, options.train_prior)
+    tables, changed = own_classes.apply(tables, own, chunk_size(tables.hierarchy, tables.rows))
+    kept = None if tables.weights is None else tables.weights > 0
+    labels, unused = None, list[str]()
+    if options.labels:
+        labels, unused = read_level_labels(options.labels, tables, names.get(hierarchy.levels[-1]))
+        out = np.zeros(1, bool) if kept is None else ~kept[labels[-1]] & (labels[-1] >= 0)
+        if out.any():
+            row = int(out.argmax())
+            raise UserError(
+                f"{options.labels}, row {row} (from 0): class "
+                f"'{tables.hierarchy.leaf_names[labels[-1][row]]}' is left out by --only or "
+                "--prior; keep it, or leave out the rows that have it"
+            )
     try:
-        adapter = Adapter(hierarchy, options.method, tables.rows)
+        adapter = Adapter(tables.hierarchy, options.rule, tables.rows, kept)
     except ValueError as error:
-        raise UserError(f"--method={options.method}: {error}") from error
-    return Inputs(tables, adapter, labels)
+        raise UserError(f"--rule={options.rule}: {error}") from error
+    return Inputs(tables, adapter, labels, changed, unused)
 
 
 def _given_alpha(text: str | None, inputs: Inputs) -> float | None:
@@ -235,9 +345,39 @@ def _given_alpha(text: str | None, inputs: Inputs) -> float | None:
     if not alpha <= largest:
         raise UserError(
             f"--alpha={text}: allowed is 0 to {largest:g}; a larger alpha can make probabilities "
-            "negative by this method in this hierarchy"
+            "negative by this rule in this hierarchy"
         )
     return alpha
+
+
+def _check_target(inputs: Inputs, alpha: float | None) -> None:
+    """Reject a target accuracy without labels, and one of levels that do not agree."""
+    if inputs.labels is None:
+        raise UserError("--target_accuracy needs --labels=file, from which it learns when to stop")
+    if alpha not in (None, 1.0):
+        raise UserError(
+            f"--target_accuracy with --alpha={alpha:g}: its promise needs levels that agree; use "
+            "--alpha=1, or --alpha=tune, which tunes alpha for the tables alone"
+        )
+
+
+def _fractions(
+    options: flags.FlagValues, alpha: float | None, target: Target | None
+) -> tuple[float, float]:
+    """Return the shares of the labelled rows to tune alpha on, and to calibrate on."""
+    tune, calibrate = options.tune_fraction, options.calibrate_fraction
+    if target is None:
+        if calibrate is not None:
+            raise UserError("--calibrate_fraction is for --target_accuracy, which is not given")
+        return 0.5 if tune is None else tune, 0.0
+    tune = 1 / 3 if tune is None else tune
+    if tune == 1 and alpha is None:
+        raise UserError(
+            "--tune_fraction=1 leaves no labelled row for --target_accuracy to calibrate on; use "
+            "less, or give a number: --alpha=1"
+        )
+    rest = 1 - tune if alpha is None else 1.0
+    return tune, rest / 2 if calibrate is None else calibrate
 
 
 def _check_space(base: Path, tables: LevelTables, formats: Sequence[str]) -> None:
@@ -253,24 +393,41 @@ def _check_space(base: Path, tables: LevelTables, formats: Sequence[str]) -> Non
 
 
 def _page(
-    inputs: Inputs, measured: Measured, results: dict[str, Any], arguments: Sequence[str]
+    inputs: Inputs,
+    measured: Measured,
+    answers: SureAnswers | None,
+    results: dict[str, Any],
+    arguments: Sequence[str],
 ) -> Page:
     validation, tuned = measured.held_out_curves(), int(measured.tuning.sum())
     if validation:
         chosen = f"tuned on {tuned:,} other rows"
     else:
         chosen = "tuned on these rows" if tuned else "not tuned"
+    paths = answers.climb if answers else climb(inputs.tables, inputs.adapter)
+    shown = PageAnswers(select(paths, measured.test))
+    if answers:
+        promise = Target(answers.results["target_accuracy"], answers.results["confidence"])
+        on = f"calibrated on {answers.results['calibrated_on_rows']:,} other rows, {promise}"
+        shown = PageAnswers(shown.climb, answers.threshold, on)
     return Page(
-        f"{results['rows']:,} rows adapted by {results['method']}",
+        f"{results['rows']:,} rows adapted by {results['rule']}",
         inputs.tables.hierarchy,
         sample_outcomes(inputs, measured),
         measured.alpha,
         chosen,
         noun="row",
         validation=validation,
+        warnings=results["warnings"],
         record={
             "command": shlex.join(["python", "-m", "hiercls_jax", "adapt", *arguments]),
-            **{key: value for key, value in results.items() if key not in ("curve", "rows")},
+            **{
+                key: value
+                for key, value in results.items()
+                if key not in ("curve", "rows", "decisions", "answers")
+            },
             "environment": environment(),
         },
+        answers=shown,
+        decisions=results.get("decisions"),
     )

@@ -9,6 +9,7 @@ from hiercls_jax import metrics
 from hiercls_jax.adaptation.alpha import alpha_search, bootstrap_interval
 from hiercls_jax.adaptation.error_curve import StepFunction, error_curves
 from hiercls_jax.adaptation.rules import RULES
+from hiercls_jax.evaluation.decisions import decide_all, measure_decisions
 from hiercls_jax.evaluation.predictions import Predictions
 from hiercls_jax.hierarchy import Hierarchy
 
@@ -32,8 +33,8 @@ def evaluate(
       In JSON's types: `rule`; `alpha`, how it was chosen, and the 95 % interval of the choice;
       `test_error` (in [0, 1]) by setting (`alpha=0`, `alpha=1`, the largest alpha, `tuned`) and
       level; `validation_error` likewise; `curve` of test errors; `coherence_gap` between
-      neighbouring levels and further `measures`, each before adaptation and after it with the
-      chosen alpha.
+      neighbouring levels, further `measures`, and those of all `decisions`, each before adaptation
+      and after it with the chosen alpha.
     """
     largest = min(RULES[rule].largest_alpha(hierarchy))
     scores = {split: _scores(p, hierarchy, rule) for split, p in splits.items()}
@@ -64,27 +65,32 @@ def evaluate(
             "before": _measures(before, labels, hierarchy),
             "after": _measures(after, labels, hierarchy),
         },
+        "decisions": {
+            when: measure_decisions(decide_all(probs, hierarchy), labels[-1], hierarchy)
+            for when, probs in (("before", before), ("after", after))
+        },
     }
 
 
 def errors_at_settings(
-    curves: Sequence[StepFunction], hierarchy: Hierarchy, alpha: float
+    curves: Sequence[StepFunction], hierarchy: Hierarchy, alpha: float, name: str = "tuned"
 ) -> dict[str, dict[str, float]]:
     """Return each level's error at alpha 0, 1, the largest, and the chosen one.
 
     Args:
       curves: the error of each level.
       hierarchy: the levels.
-      alpha: the chosen alpha, called `tuned`.
+      alpha: the chosen alpha.
+      name: what it is called.
 
     Returns:
       Errors in [0, 1] by setting, by level.
     """
     largest = curves[0].largest
-    settings = {"alpha=0": 0.0, "alpha=1": 1.0, f"alpha={largest:g}": largest, "tuned": alpha}
+    settings = {"alpha=0": 0.0, "alpha=1": 1.0, f"alpha={largest:g}": largest, name: alpha}
     return {
-        name: by_level(hierarchy, (float(curve(at)) for curve in curves))
-        for name, at in settings.items()
+        setting: by_level(hierarchy, (float(curve(at)) for curve in curves))
+        for setting, at in settings.items()
     }
 
 
@@ -128,7 +134,8 @@ def _measures(
     """Return further measures of each level, and those of the whole tree."""
     return {
         level: {
-            "top5_error": metrics.topk_error(p, y, min(5, p.shape[1])),
+            # Of at most five classes the five most probable are all.
+            **({"top5_error": metrics.topk_error(p, y, 5)} if p.shape[1] > 5 else {}),
             "negative_log_likelihood": metrics.negative_log_likelihood(p, y),
             "expected_calibration_error": metrics.expected_calibration_error(p, y),
             "brier_score": metrics.brier_score(p, y),

@@ -24,7 +24,7 @@ from hiercls_jax.files import write_json
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.models.costs import Summary, format_table, merge_summaries, summarise
 from hiercls_jax.report import figures, page
-from hiercls_jax.report.terminal import error_table
+from hiercls_jax.report.terminal import describe_decisions, error_table
 from hiercls_jax.runtime import malloc, parallel
 from hiercls_jax.runtime.environment import environment
 from hiercls_jax.training import tracking
@@ -112,6 +112,7 @@ def run(
     _write_report(config, data, trained, splits, results, record)
     print(f"\ntrained in {format_duration(record['seconds']['training'])}\n")
     print(error_table(results, data.hierarchy))
+    print(describe_decisions(results))
     print(f"\nwrote to {workdir}: {', '.join(OUTPUTS)}")
 
 

@@ -6,6 +6,7 @@ from hiercls_jax.hierarchy.checks import (
     check_names,
     check_parents,
     is_list,
+    match_columns,
 )
 from hiercls_jax.hierarchy.cifar100 import cifar100
 from hiercls_jax.hierarchy.hierarchy import Hierarchy
@@ -18,4 +19,5 @@ __all__ = [
     "check_parents",
     "cifar100",
     "is_list",
+    "match_columns",
 ]

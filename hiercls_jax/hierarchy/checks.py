@@ -8,7 +8,7 @@ from typing import TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hiercls_jax.errors import UserError
+from hiercls_jax.errors import UserError, preview
 
 
 class HierarchyError(UserError):
@@ -87,6 +87,32 @@ def check_name(where: str, name: object) -> None:
     """Raise a HierarchyError unless `name` is a non-empty string."""
     if not isinstance(name, str) or not name.strip():
         raise HierarchyError(f"{where}: a name is a non-empty string, got {shortened(name)}")
+
+
+def match_columns(
+    where: str, columns: Sequence[str], classes: Sequence[str], error: type[UserError]
+) -> list[int]:
+    """Return the position of each class among the columns, which must be the classes.
+
+    Args:
+      where: names the columns in errors.
+      columns: names of the columns, in any order.
+      classes: names of the classes.
+      error: the type of the error for columns that are not the classes.
+    """
+    known, given = set(classes), set(columns)
+    for fault, names in (
+        ("unknown class", [column for column in columns if column not in known]),
+        ("two columns for class", [c for c, count in Counter(columns).items() if count > 1]),
+        ("no column for class", [class_ for class_ in classes if class_ not in given]),
+    ):
+        if names:
+            raise error(
+                f"{where}: {fault} {preview(names)}; allowed is one column for each of the "
+                f"{len(classes)} classes {preview(classes)}"
+            )
+    position = {column: i for i, column in enumerate(columns)}
+    return [position[class_] for class_ in classes]
 
 
 def check_shape(levels: Sequence, names: Sequence, parents: Sequence) -> None:

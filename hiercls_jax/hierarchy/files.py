@@ -43,12 +43,11 @@ def read_json(path: AnyPath) -> object:
         raise HierarchyError(f"{path} is not JSON: {error}") from error
 
 
-def read_csv(path: AnyPath, ragged: bool) -> list[Pair]:
+def read_csv(path: AnyPath) -> list[Pair]:
     """Return the (class, parent) pairs of a CSV file; the parent None if its cell is empty.
 
     Args:
       path: the file, UTF-8, with or without the header `class,parent`.
-      ragged: whether the parent may be left out.
 
     Raises:
       HierarchyError: for a file that is not UTF-8 or not CSV, and for rows that are no pairs.
@@ -64,7 +63,7 @@ def read_csv(path: AnyPath, ragged: bool) -> list[Pair]:
     if numbered and [cell.lower() for cell in numbered[0][1]] == ["class", "parent"]:
         del numbered[0]
     for number, cells in numbered:
-        if len(cells) != 2 or not cells[0] or not (cells[1] or ragged):
+        if len(cells) != 2 or not cells[0]:
             raise HierarchyError(
                 f"{path}: row {number}: expected two columns (class, parent): {shortened(cells)}"
             )

@@ -39,6 +39,10 @@ class Hierarchy:
         in level `l`, of the parent of class `j` of level `l + 1`.
       ragged: whether classes above the last level may be childless. The field `ragged` is True
         only if one is.
+      unordered: names of the levels whose order nobody stated. The classes of such a level stand in
+        an order that the reader chose, such as the order in which a CSV file first mentions them,
+        so columns without names must not be matched to them. JSON does not keep this field,
+        because it lists every level.
 
     Raises:
       HierarchyError: for wrong lengths, duplicate names, ids out of range and, unless `ragged`,
@@ -64,6 +68,7 @@ class Hierarchy:
     names: tuple[tuple[str, ...], ...]
     parents: tuple[np.ndarray, ...]
     ragged: bool = False
+    unordered: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class Hierarchy:
         names: Sequence[Sequence[str]],
         parents: Sequence[ArrayLike],
         ragged: bool = False,
+        unordered: Sequence[str] = (),
     ) -> None:
         check_shape(levels, names, parents)
         if not isinstance(ragged, bool):
@@ -94,6 +100,7 @@ class Hierarchy:
         object.__setattr__(self, "names", tuple(tuple(of_level) for of_level in names))
         object.__setattr__(self, "parents", tuple(checked))
         object.__setattr__(self, "ragged", any_childless)
+        object.__setattr__(self, "unordered", tuple(unordered))
 
     @property
     def num_levels(self) -> int:
@@ -187,6 +194,20 @@ class Hierarchy:
         leaves = np.flatnonzero(self.is_leaf(level))
         return np.concatenate([self.parents[level], leaves_above, leaves], dtype=np.int32)
 
+    def filled(self) -> "Hierarchy":
+        """Return the tree in which every level is its cut, so that no leaf is above the last level.
+
+        A leaf above the last level stands for its own only child on every level below, under its
+        own name. Leaf ids and cuts stay what they are.
+
+        Raises:
+          HierarchyError: if a leaf has the name of a class on a level below.
+        """
+        levels = range(self.num_levels)
+        names = [self.cut_names(level) for level in levels]
+        parents = [self.cut_parents(level) for level in levels[:-1]]
+        return Hierarchy(self.levels, names, parents, unordered=self.unordered)
+
     def labels(self, leaf_ids: ArrayLike) -> tuple[np.ndarray, ...]:
         """Return the labels of every level, coarsest first, of samples with these leaves.
 
@@ -268,18 +289,20 @@ class Hierarchy:
     ) -> "Hierarchy":
         """Read a two-column CSV of (class, parent) rows, with or without that header.
 
-        A parent that has no row of its own is a class of the first level; a parent that has one is
-        a class of a level between. Classes keep the order of the file, first-level ones the order
-        in which they are first named. All leaves must be at the same depth, unless `ragged`.
+        A class of the first level has a row without a parent, `class,`, or no row of its own; a
+        parent that has a row with a parent is a class of a level between. Classes keep the order of
+        their rows, and those without one the order in which they are first named: then the first
+        level is `unordered`. All leaves must be at the same depth, unless `ragged`.
 
         Args:
           path: the file, UTF-8.
           levels: names of the levels; `('coarse', 'fine')` for two, else `level1`, `level2`, ….
-          ragged: whether leaves may be at different depths. A row may then leave out the parent:
-            `class,` is a class of the first level, with or without children.
+          ragged: whether leaves may be at different depths.
         """
-        pairs = read_csv(path, ragged)
+        pairs = read_csv(path)
         with name_file(path):
+            if not ragged and all(parent is None for _, parent in pairs):
+                raise HierarchyError("no row has a parent, so there is nothing above the classes")
             return cls.from_pairs(pairs, levels, ragged)
 
     @classmethod
@@ -290,17 +313,18 @@ class Hierarchy:
 
         Args:
           pairs: each class at most once. A class of the first level has the parent None, or is
-            the parent of a pair and the class of none. Classes keep the order of the pairs.
+            the parent of a pair and the class of none. Classes keep the order of the pairs. If a
+            class of the first level has no pair of its own, that level is `unordered`.
           levels: names of the levels; `('coarse', 'fine')` for two, else `level1`, `level2`, ….
           ragged: whether leaves may be at different depths.
 
         >>> Hierarchy.from_pairs([('lynx', 'cat'), ('pug', 'dog')]).names
         (('cat', 'dog'), ('lynx', 'pug'))
         """
-        names, parents = levels_of_pairs(pairs, ragged)
+        names, parents, first_is_stated = levels_of_pairs(pairs, ragged)
         if levels is None:
             levels = default_levels(len(names))
-        return cls(levels, names, parents, ragged)
+        return cls(levels, names, parents, ragged, () if first_is_stated else levels[:1])
 
     @classmethod
     def read(cls, path: AnyPath, ragged: bool = False) -> "Hierarchy":

@@ -9,8 +9,12 @@ from hiercls_jax.hierarchy.checks import HierarchyError, check_name, is_list
 Pair = tuple[str, str | None]
 
 
-def levels_of_pairs(pairs: Iterable[Pair], ragged: bool) -> tuple[list[list[str]], list[list[int]]]:
-    """Return the names and the parents of every level, as a `Hierarchy` takes them.
+def levels_of_pairs(
+    pairs: Iterable[Pair], ragged: bool
+) -> tuple[list[list[str]], list[list[int]], bool]:
+    """Return every level's names and parents, and whether the pairs state the first one's order.
+
+    They do if each class of the first level has a pair of its own, with the parent None.
 
     Args:
       pairs: as for `Hierarchy.from_pairs`.
@@ -39,7 +43,8 @@ def levels_of_pairs(pairs: Iterable[Pair], ragged: bool) -> tuple[list[list[str]
         of_level = names[depth[name]]
         index[name] = len(of_level)
         of_level.append(name)
-    return names, [[index[parent_of[name]] for name in level] for level in names[1:]]
+    parents = [[index[parent_of[name]] for name in level] for level in names[1:]]
+    return names, parents, all(name in parent_of for name in names[0])
 
 
 def default_levels(num_levels: int) -> Sequence[str]:

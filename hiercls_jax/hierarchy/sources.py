@@ -5,6 +5,7 @@ class is known by its name, so no name may stand in two places of the tree. `Hie
 reads a two-column CSV file.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as shortened
@@ -115,6 +116,7 @@ def from_wordnet(
     leaves: Sequence[str],
     names: Mapping[str, str] | None = None,
     levels: Sequence[str] | None = None,
+    several: str = "refuse",
 ) -> Hierarchy:
     """Build the hierarchy of some classes from WordNet's is-a relation; it is usually ragged.
 
@@ -126,13 +128,16 @@ def from_wordnet(
       lines: `parent child`, separated by white space: the order of the columns in ImageNet's
         `wordnet.is_a.txt`. Empty lines, and those that begin with `#`, do not count.
       leaves: the classes to be told apart, as the lines name them. The classes of each level
-        stand in the order of the first leaf below them.
+        stand in the order of the first leaf below them. Levels above the last are `unordered`.
       names: new names (`lion`) for some or all classes of the lines (`n02129165`).
       levels: names of the levels; `('coarse', 'fine')` for two, else `level1`, `level2`, ….
+      several: what to do about synsets with two parents or more, which WordNet has: 'refuse' is an
+        error that names them, and 'first' takes the parent that the lines name first. A warning
+        then lists every choice.
 
     Raises:
       HierarchyError: for a leaf that is in no line, or above another leaf; and for synsets with
-        two parents (WordNet has them), with the numbers of their lines.
+        two parents, with the numbers of their lines, unless `several='first'`.
 
     >>> lines = ['cat lion', 'cat lynx', 'mammal cat', 'mammal dog', 'dog wolf', 'dog fox']
     >>> from_wordnet(lines, ['lion', 'wolf', 'lynx']).names
@@ -144,12 +149,22 @@ def from_wordnet(
         raise HierarchyError(f"names: expected a dict, got {shortened(names)}")
     leaves = tuple(leaves)
     check_names("the leaves", leaves)
-    parent_of = _contract(_restrict(_read_is_a(lines), leaves))
-    tree = Hierarchy.from_pairs(parent_of.items(), levels, ragged=True)
-    if not names:
-        return tree
+    if several not in ("refuse", "first"):
+        raise HierarchyError(f"several: allowed are 'refuse' and 'first', got {shortened(several)}")
+    names = names or {}
+    parents_of = _read_is_a(lines)
+    parent_of = _restrict(parents_of, leaves, names)
+    _check_several(parents_of, parent_of, names, several)
+    _check_leaves(parent_of, leaves, names)
+    tree = Hierarchy.from_pairs(_contract(parent_of).items(), levels, ragged=True)
     renamed = [[names.get(name, name) for name in level] for level in tree.names]
-    return Hierarchy(tree.levels, renamed, tree.parents, tree.ragged)
+    return Hierarchy(tree.levels, renamed, tree.parents, tree.ragged, tree.levels[:-1])
+
+
+def _called(node: str | None, names: Mapping[str, str]) -> str:
+    """Return the name of a class of the lines, with its id if it has another name."""
+    name = names.get(node, node) if node is not None else node
+    return f"'{name}'" if name == node else f"'{name}' ({node})"
 
 
 def _read_is_a(lines: str | Iterable[str]) -> dict[str, dict[str, int]]:
@@ -174,13 +189,13 @@ def _read_is_a(lines: str | Iterable[str]) -> dict[str, dict[str, int]]:
 
 
 def _restrict(
-    parents_of: dict[str, dict[str, int]], leaves: Sequence[str]
+    parents_of: dict[str, dict[str, int]], leaves: Sequence[str], names: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """Return the parent of each leaf and of each class above one."""
+    """Return the first parent of each leaf and of each class above one."""
     parent_of: dict[str, str | None] = {}
     for leaf in leaves:
         if leaf not in parents_of:
-            raise HierarchyError(f"leaf '{leaf}' is in none of the lines")
+            raise HierarchyError(f"leaf {_called(leaf, names)} is in none of the lines")
         chain = set()
         node: str | None = leaf
         while node is not None and node not in parent_of:
@@ -188,25 +203,50 @@ def _restrict(
             parent_of[node] = next(iter(parents_of[node]), None)
             node = parent_of[node]
         if node in chain:
-            raise HierarchyError(f"'{node}' is its own ancestor")
+            raise HierarchyError(f"{_called(node, names)} is its own ancestor")
+    return parent_of
+
+
+def _check_several(
+    parents_of: dict[str, dict[str, int]],
+    parent_of: dict[str, str | None],
+    names: Mapping[str, str],
+    several: str,
+) -> None:
+    """Refuse classes with more than one parent, or list which one was taken."""
     twice = {node: parents_of[node] for node in parent_of if len(parents_of[node]) > 1}
-    if twice:
-        listed = "; ".join(
-            f"'{node}' under "
-            + " and ".join(f"'{parent}' (line {number})" for parent, number in parents.items())
+    if not twice:
+        return
+
+    def listed(joined: str) -> str:
+        return "; ".join(
+            f"{_called(node, names)} under "
+            + joined.join(f"{_called(p, names)} (line {number})" for p, number in parents.items())
             for node, parents in twice.items()
         )
+
+    if several == "refuse":
         raise HierarchyError(
-            f"a class has exactly one parent: delete all but one of the lines of {listed}"
+            f"a class has exactly one parent: delete all but one of the lines of {listed(' and ')}"
         )
+    warnings.warn(
+        f"{len(twice)} of {len(parent_of)} classes have several parents, of which the first was "
+        f"taken: {listed(', not ')}",
+        stacklevel=3,
+    )
+
+
+def _check_leaves(
+    parent_of: dict[str, str | None], leaves: Sequence[str], names: Mapping[str, str]
+) -> None:
+    """Refuse a leaf that is above another one."""
     inner = {parent: node for node, parent in parent_of.items()}
     for leaf in leaves:
         if leaf in inner:
             raise HierarchyError(
-                f"'{leaf}' is a leaf, but '{inner[leaf]}' is below it; leave it out of the leaves, "
-                f"or add a line '{leaf} NAME' and have NAME as the leaf"
+                f"{_called(leaf, names)} is a leaf, but {_called(inner[leaf], names)} is below it; "
+                f"leave it out of the leaves, or add a line '{leaf} NAME' and have NAME as the leaf"
             )
-    return parent_of
 
 
 def _contract(parent_of: dict[str, str | None]) -> dict[str, str | None]:

@@ -3,6 +3,13 @@
 Each is a sum over samples, divided once.
 """
 
+from hiercls_jax.metrics.answers import (
+    answer_accuracy,
+    hierarchical_scores,
+    mean_information,
+    path_accuracy,
+    path_scores,
+)
 from hiercls_jax.metrics.checks import check_scores
 from hiercls_jax.metrics.coherence import (
     child_sums,
@@ -21,7 +28,6 @@ from hiercls_jax.metrics.scores import (
 )
 from hiercls_jax.metrics.tree import (
     hierarchical_distance,
-    hierarchical_scores,
     lca_height,
     mistake_severity,
 )
@@ -29,6 +35,7 @@ from hiercls_jax.metrics.tree import (
 __all__ = [
     "PROBABILITY_FLOOR",
     "Reliability",
+    "answer_accuracy",
     "brier_score",
     "check_scores",
     "child_sums",
@@ -39,8 +46,11 @@ __all__ = [
     "hierarchical_distance",
     "hierarchical_scores",
     "lca_height",
+    "mean_information",
     "mistake_severity",
     "negative_log_likelihood",
+    "path_accuracy",
+    "path_scores",
     "reliability",
     "topk_error",
 ]

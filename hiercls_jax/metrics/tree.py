@@ -7,46 +7,9 @@ tree.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hiercls_jax.adaptation.decision import lca_steps
+from hiercls_jax.adaptation.expected_height import lca_steps
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.metrics.checks import check_k, check_leaves, check_scores, mean
-
-
-def hierarchical_scores(
-    predicted: ArrayLike, labels: ArrayLike, hierarchy: Hierarchy
-) -> dict[str, float]:
-    """Return hierarchical precision, recall and F1 of leaves, micro-averaged.
-
-    Each leaf stands for the set of itself and its ancestors without the root. Precision is
-    Σ |predicted ∩ true| / Σ |predicted| and recall Σ |predicted ∩ true| / Σ |true|, summed over the
-    samples; F1 is their harmonic mean. In a full tree all three are equal: the accuracy of the
-    predicted leaves, averaged over the levels.
-
-    Kiritchenko, Matwin and Famili, Functional Annotation of Genes Using Hierarchical Text
-    Categorization (2005); Silla and Freitas, A survey of hierarchical classification across
-    different application domains (Data Mining and Knowledge Discovery, 2011), Section 5.
-
-    Args:
-      predicted: integer `[N]`, leaf ids.
-      labels: integer `[N]`, leaf ids.
-      hierarchy: the tree.
-
-    Returns:
-      `precision`, `recall` and `f1`.
-    """
-    predicted, labels = check_leaves(predicted, labels)
-    common = num_predicted = num_true = 0
-    pairs = zip(hierarchy.labels(predicted), hierarchy.labels(labels), strict=True)
-    for size, (a, b) in zip(hierarchy.sizes, pairs, strict=True):
-        # From `size` on, a cut repeats leaves of the levels above.
-        common += int(np.sum((a == b) & (a < size)))
-        num_predicted += int(np.sum(a < size))
-        num_true += int(np.sum(b < size))
-    return {
-        "precision": common / num_predicted,
-        "recall": common / num_true,
-        "f1": 2 * common / (num_predicted + num_true),
-    }
 
 
 def lca_height(a: ArrayLike, b: ArrayLike, hierarchy: Hierarchy) -> np.ndarray:

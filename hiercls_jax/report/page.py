@@ -10,12 +10,18 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from hiercls_jax.adaptation.stopping import climb_paths
+from hiercls_jax.evaluation.evaluate import adapted
 from hiercls_jax.evaluation.outcomes import SampleOutcomes
 from hiercls_jax.evaluation.predictions import Predictions
+from hiercls_jax.evaluation.sure_answers import LabelledClimb, Target
 from hiercls_jax.files import atomic_write
 from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.report.answer_contents import PageAnswers
 from hiercls_jax.report.page_contents import Page, ReadImage, collect
 
+TARGET = Target(0.9)  # of the threshold that a run's page marks
+LEAST = 9  # validation images for it: order_statistic(9, 0.9) is 9
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -49,6 +55,14 @@ def write_results(
     """
     rule = results.get("rule", "kl")  # older results have none
     validation = splits.get("validation")
+    climbs = {name: _climb(split, hierarchy, rule) for name, split in splits.items()}
+    answers = PageAnswers(climbs["test"].climb)
+    if validation and len(climbs["validation"].leaf_ids) >= LEAST:
+        answers = PageAnswers(
+            climbs["test"].climb,
+            climbs["validation"].threshold(TARGET),
+            f"calibrated on validation, {TARGET}; approximate, as that also chose α",
+        )
     page = Page(
         title,
         hierarchy,
@@ -62,8 +76,17 @@ def write_results(
         training=training or {},
         measures=results["measures"],
         record=record,
+        answers=answers,
+        decisions=results.get("decisions"),
     )
     write(path, page)
+
+
+def _climb(split: Predictions, hierarchy: Hierarchy, rule: str) -> LabelledClimb:
+    """Return the paths of a split's images at alpha = 1."""
+    _, target = adapted(split, hierarchy, 1.0, rule)
+    labels = split.labels[hierarchy.levels[-1]]
+    return LabelledClimb(climb_paths(target, hierarchy), labels, hierarchy)
 
 
 def _render(title: str, data: dict[str, Any]) -> str:

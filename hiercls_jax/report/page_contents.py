@@ -21,6 +21,7 @@ from hiercls_jax.adaptation.error_curve import StepFunction, curve_of_intervals
 from hiercls_jax.adaptation.tree import interpolate
 from hiercls_jax.evaluation.outcomes import SampleOutcomes, draw
 from hiercls_jax.hierarchy import Hierarchy
+from hiercls_jax.report.answer_contents import PageAnswers, collect_answers
 
 STEPS = 100  # slider positions in an alpha of 1
 BREAKPOINTS = 20_000  # steps drawn of a curve; if it has more, its values at as many alphas
@@ -53,6 +54,9 @@ class Page:
       training: the records of `metrics.jsonl`, by network.
       measures: `before` and `after`, as `evaluate` returns them; None without them.
       record: how the numbers were made (command, config, versions, …), in JSON's types.
+      answers: where each sample stops; None without them.
+      decisions: `before` and `after`, as `measure_decisions` returns them; None without labels.
+      warnings: what may be wrong with the inputs, shown first.
     """
 
     title: str
@@ -67,6 +71,9 @@ class Page:
     training: Mapping[str, Sequence[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     measures: Mapping[str, dict[str, Any]] | None = None
     record: Mapping[str, Any] | None = None
+    answers: PageAnswers | None = None
+    decisions: Mapping[str, dict[str, Any]] | None = None
+    warnings: Sequence[str] = ()
 
 
 def collect(page: Page) -> dict[str, Any]:
@@ -90,7 +97,10 @@ def collect(page: Page) -> dict[str, Any]:
         "gallery": _gallery(outcomes, alpha, page.images) if labelled else None,
         "training": {name: _thinned(records) for name, records in page.training.items()},
         "measures": page.measures,
+        "decisions": page.decisions,
+        "answers": _answers(page),
         "record": page.record,
+        "warnings": list(page.warnings),
     }
 
 
@@ -227,8 +237,7 @@ def _gallery(outcomes: SampleOutcomes, alpha: float, images: ReadImage | None) -
     after = [np.asarray(p) for p in interpolate(before, [p[at] for p in outcomes.target], alpha)]
     cards = [
         {
-            "row": int(row if outcomes.numbers is None else outcomes.numbers[row]),
-            "file": None if outcomes.files is None else str(outcomes.files[row]),
+            **_identity(outcomes, row),
             "label": int(outcomes.leaf_ids[row]),
             "right": [
                 interval if interval[0] <= interval[1] else None
@@ -245,6 +254,30 @@ def _gallery(outcomes: SampleOutcomes, alpha: float, images: ReadImage | None) -
         for of_level in drawn
     ]
     return {"cards": cards, "groups": groups}  # by level
+
+
+def _answers(page: Page) -> dict[str, Any] | None:
+    """Return where the samples stop."""
+    outcomes, images = page.outcomes, page.images
+    if page.answers is None:
+        return None
+
+    def card(row: int) -> dict[str, Any]:
+        return {
+            **_identity(outcomes, row),
+            "label": int(outcomes.leaf_ids[row]) if outcomes.labelled else None,
+            "image": None if images is None else _thumbnail(images(row)),
+        }
+
+    return collect_answers(page.answers, outcomes, page.hierarchy, card, _pack)
+
+
+def _identity(outcomes: SampleOutcomes, row: int) -> dict[str, Any]:
+    """Return the number and the file of a sample."""
+    return {
+        "row": int(row if outcomes.numbers is None else outcomes.numbers[row]),
+        "file": None if outcomes.files is None else str(outcomes.files[row]),
+    }
 
 
 def _top(p: np.ndarray) -> list[tuple[int, float]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from hiercls_jax.adaptation.priors import weigh
 from hiercls_jax.adaptation.rules import RULES
 from hiercls_jax.adaptation.tree import interpolate
 from hiercls_jax.hierarchy import Hierarchy
@@ -21,8 +22,10 @@ class Adapter:
 
     Args:
       hierarchy: L levels of N_l classes.
-      method: one of `RULES`.
+      rule: one of `RULES`.
       rows: number of samples in all.
+      kept: bool `[K]`, which leaves may have mass in the target; None for all. A rule shares a
+        class whose children have no mass among all of them, also among those that are left out.
 
     Attributes:
       size: number of samples in a chunk; a smaller chunk is padded.
@@ -32,10 +35,14 @@ class Adapter:
       ValueError: if the rule cannot adapt this hierarchy.
     """
 
-    def __init__(self, hierarchy: Hierarchy, method: str, rows: int) -> None:
-        self.size = min(rows, max(1, CHUNK_BYTES // (4 * sum(hierarchy.sizes))))
-        self.largest_alpha = min(RULES[method].largest_alpha(hierarchy))
-        self._target, self._adapt = _compiled(method, hierarchy)
+    def __init__(
+        self, hierarchy: Hierarchy, rule: str, rows: int, kept: np.ndarray | None = None
+    ) -> None:
+        self.size = chunk_size(hierarchy, rows)
+        self.largest_alpha = min(RULES[rule].largest_alpha(hierarchy))
+        self._target, self._adapt = _compiled(
+            rule, hierarchy, None if kept is None or kept.all() else tuple(kept.tolist())
+        )
 
     def target(self, levels: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the rule's coherent target of L arrays `[n, N_l]`, n up to `size`."""
@@ -56,13 +63,20 @@ class Adapter:
         return [np.asarray(p)[:count] for p in function(padded, *args)]
 
 
+def chunk_size(hierarchy: Hierarchy, rows: int) -> int:
+    """Return how many of `rows` samples are read at once."""
+    return min(rows, max(1, CHUNK_BYTES // (4 * sum(hierarchy.sizes))))
+
+
 @functools.lru_cache(maxsize=8)
-def _compiled(method: str, hierarchy: Hierarchy) -> tuple[Compiled, Compiled]:
+def _compiled(
+    rule: str, hierarchy: Hierarchy, kept: tuple[bool, ...] | None
+) -> tuple[Compiled, Compiled]:
     """Return the target and the adaptation, which compile once for all adapters of a process."""
-    rule = RULES[method]
 
     def target(levels: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        return rule.target(levels, hierarchy)
+        coherent = RULES[rule].target(levels, hierarchy)
+        return coherent if kept is None else weigh(coherent, hierarchy, np.array(kept, float))
 
     def adapt(levels: Sequence[jax.Array], alpha: jax.Array) -> tuple[jax.Array, ...]:
         return interpolate(levels, target(levels), alpha)

@@ -2,45 +2,56 @@
 
 import contextlib
 import io
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from hiercls_jax.errors import preview
+from hiercls_jax.tables.columns import Columns
 from hiercls_jax.tables.table import (
-    Rows,
+    Identifiers,
+    Opened,
     TableError,
+    Write,
     check_rows,
-    check_shape,
     read_exactly,
     split_key,
 )
 
+BLOCK_BYTES = 2**25  # of an array in Fortran order that are read at once
 _LONGEST = 4096  # bytes of a class's name: 1024 characters
 _LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
 
 
-def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tuple[int, Rows]:
-    """Return the number of rows, and the function that reads them."""
-    with open_array(name) as (_, shape, dtype):
+def open_numbers(name: str, columns: Columns, scratch: Path | None) -> Opened:
+    """Open a table of numbers, and match its columns, which have no names."""
+    with _open(name) as (_, shape, fortran, dtype):
         if dtype.kind not in "fiub":
             raise TableError(f"{name} holds {dtype}, allowed are real numbers")
         if len(shape) != 2:
-            raise TableError(f"{name}: shape {list(shape)}, allowed is [N, {len(classes)}]")
+            raise TableError(f"{name}: shape {list(shape)}, allowed is [N, {len(columns.classes)}]")
     rows, width = shape
-    check_shape(name, rows, width, classes)
+    match = columns.match_unnamed(name, width, rows)
+    if not rows:
+        raise TableError(f"{name} has no rows; at least one is needed")
 
     def read(size: int) -> Iterator[np.ndarray]:
-        with open_array(name) as (stream, now, dtype):
+        with _open(name) as (stream, now, _, dtype):
             if now != shape:
                 raise TableError(f"{name} has changed while it was read")
+            if fortran:
+                yield from _read_columns(name, stream, dtype, shape, match.order, size, scratch)
+                return
             for start in range(0, rows, size):
-                yield read_exactly(name, stream, dtype, (min(size, rows - start), width), start)
+                chunk = read_exactly(name, stream, dtype, (min(size, rows - start), width), start)
+                yield chunk if match.order == list(range(width)) else chunk[:, match.order]
 
-    return rows, read
+    return Opened(rows, match.classes, read)
 
 
 def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarray | list[str]:
@@ -59,9 +70,9 @@ def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarr
 
 @contextlib.contextmanager
 def write_rows(
-    path: Path, columns: Sequence[str], rows: int, dtype: np.dtype
-) -> Iterator[Callable[[np.ndarray], object]]:
-    """Yield a function that writes the next rows `[n, K]`."""
+    path: Path, columns: Sequence[str], rows: int, dtype: np.dtype, ids: Identifiers | None
+) -> Iterator[Write]:
+    """Yield a function that writes the next rows `[n, K]`; an array has no room for identifiers."""
     with contextlib.ExitStack() as stack:
         if path.suffix == ".npy":
             file: IO[bytes] = stack.enter_context(open(path, "wb"))
@@ -74,12 +85,24 @@ def write_rows(
             "shape": (rows, len(columns)),
         }
         np.lib.format.write_array_header_1_0(file, header)
-        yield lambda chunk: file.write(np.ascontiguousarray(chunk, dtype).data)
+        yield lambda chunk, _=None: file.write(np.ascontiguousarray(chunk, dtype).data)
 
 
 @contextlib.contextmanager
 def open_array(name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """Open an array and check its size; yield the stream behind its header, its shape and dtype."""
+    """Open an array in C order; yield the stream behind its header, its shape and dtype."""
+    with _open(name) as (stream, shape, fortran, dtype):
+        if fortran:
+            raise TableError(
+                f"{name} is in Fortran order, allowed is C order: "
+                "np.save(file, np.ascontiguousarray(array))"
+            )
+        yield stream, shape, dtype
+
+
+@contextlib.contextmanager
+def _open(name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
+    """Open an array and check its size; yield `open_array`'s and whether columns come first."""
     with contextlib.ExitStack() as stack:
         path, key = split_key(name)
         if Path(path).suffix.lower() == ".npy":
@@ -97,13 +120,49 @@ def open_array(name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype
                 f"{name} holds Python objects, which are never unpickled; allowed are numbers: "
                 "np.save(file, array.astype(np.float32))"
             )
-        if fortran and len(shape) > 1:
-            raise TableError(
-                f"{name} is in Fortran order, allowed is C order: "
-                "np.save(file, np.ascontiguousarray(array))"
-            )
         _check_size(name, size - stream.tell(), shape, dtype)
-        yield stream, shape, dtype
+        yield stream, shape, fortran and len(shape) > 1, dtype
+
+
+def _read_columns(
+    name: str,
+    stream: IO[bytes],
+    dtype: np.dtype,
+    shape: tuple[int, int],
+    order: Sequence[int],
+    size: int,
+    scratch: Path | None,
+) -> Iterator[np.ndarray]:
+    """Read rows of an array whose columns lie one after the other, as np.save writes `p[:, order]`.
+
+    Args:
+      name: the file, for errors.
+      stream: the array's bytes. Those of an archive are copied to a temporary file, because every
+        step back would unpack them anew.
+      dtype: of the array.
+      shape: [N, K].
+      order: the columns to read.
+      size: number of rows at a time; many times as many are read at once.
+      scratch: folder for the temporary file.
+    """
+    rows, _ = shape
+    with contextlib.ExitStack() as stack:
+        if isinstance(stream, zipfile.ZipExtFile):
+            copy = stack.enter_context(tempfile.TemporaryFile(dir=scratch))
+            shutil.copyfileobj(stream, copy)
+            stream, origin = copy, 0
+        else:
+            origin = stream.tell()
+        row_bytes = dtype.itemsize * len(order)
+        block = size * max(1, BLOCK_BYTES // (row_bytes * size))
+        for first in range(0, rows, block):
+            count = min(block, rows - first)
+            columns = np.empty((len(order), count), dtype)
+            for into, column in zip(columns, order, strict=True):
+                stream.seek(origin + dtype.itemsize * (rows * column + first))
+                into[:] = read_exactly(name, stream, dtype, (count,), first)
+            for start in range(0, count, size):
+                yield columns[:, start : start + size].T
 
 
 def _choose(path: str, members: list[str], key: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from hiercls_jax.errors import preview
+from hiercls_jax.tables.columns import Columns
 from hiercls_jax.tables.table import (
+    Identifiers,
+    Opened,
     Rows,
     TableError,
+    Write,
     check_rows,
-    check_shape,
-    column_order,
     read_exactly,
 )
 
@@ -26,18 +28,21 @@ BLOCK = 16  # columns that are read at once of a larger row group
 WRITTEN_BYTES = 2**25  # of a row group that is written; smaller ones are slow to read
 
 
-def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tuple[int, Rows]:
-    """Return the number of rows, and the function that reads them."""
-    arrow, parquet = _import(name)
+def open_numbers(name: str, columns: Columns, scratch: Path | None) -> Opened:
+    """Open a table of numbers, and match its columns."""
+    arrow, parquet = import_arrow(name)
     with parquet.ParquetFile(name) as file:
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         schema = file.schema_arrow
-    column_order(name, schema.names, classes)
-    for field in schema:
+    names, types = schema.names, [field.type for field in schema]
+    match = columns.match(name, names, [_is_text(arrow, type_) for type_ in types])
+    wanted = [names[i] for i in match.order]
+    for i in match.order:
         kinds = arrow.types.is_floating, arrow.types.is_integer, arrow.types.is_boolean
-        if not any(is_kind(field.type) for is_kind in kinds):
-            raise TableError(f"{name}: column '{field.name}' is {field.type}, allowed are numbers")
-    check_shape(name, sum(groups), len(schema), classes)
+        if not any(is_kind(types[i]) for is_kind in kinds):
+            raise TableError(f"{name}: column '{names[i]}' is {types[i]}, allowed are numbers")
+    if not sum(groups):
+        raise TableError(f"{name} has no rows; at least one is needed")
 
     def read(size: int) -> Iterator[np.ndarray]:
         # Pre-buffering would read a whole row group ahead.
@@ -45,46 +50,52 @@ def open_numbers(name: str, classes: Sequence[str], scratch: Path | None) -> tup
             pieces = (
                 piece
                 for group, rows in enumerate(groups)
-                for piece in _read_group(file, group, rows, classes, size, scratch)
+                for piece in _read_group(file, group, rows, wanted, size, scratch)
             )
             yield from _rechunk(pieces, size)
 
-    return sum(groups), read
+    ids = None
+    if match.id is not None:
+        dtype = np.dtype(np.int64 if arrow.types.is_integer(types[match.id]) else object)
+        ids = Identifiers(match.id_name, dtype, _id_reader(name, names[match.id], dtype))
+    return Opened(sum(groups), match.classes, read, ids)
 
 
 def read_column(name: str, classes: Sequence[str], rows: int | None) -> np.ndarray | list[str]:
-    """Return integers or names `[N]`."""
-    arrow, parquet = _import(name)
+    """Return integers or names `[N]`; for null -1, or an empty name."""
+    arrow, parquet = import_arrow(name)
     with parquet.ParquetFile(name) as file:
         check_rows(name, file.metadata.num_rows, rows)
         field, *more = schema = file.schema_arrow
         if more:
             raise TableError(f"{name}: columns {preview(schema.names)}, allowed is one")
         column = file.read().column(0)
-    if column.null_count:
-        row = column.is_null().to_pylist().index(True)
-        raise TableError(f"{name}, row {row} (from 0): no value, allowed are classes")
     values = column.to_pylist()
-    if all(isinstance(value, str) for value in values):
-        return values
+    if all(value is None or isinstance(value, str) for value in values):
+        return [value or "" for value in values]
     if not arrow.types.is_integer(field.type):
         raise TableError(f"{name}: {field.type}, allowed are integers or class names")
-    return np.array(values)
+    return np.array([-1 if value is None else value for value in values])
 
 
 @contextlib.contextmanager
 def write_rows(
-    path: Path, columns: Sequence[str], rows: int, dtype: np.dtype
-) -> Iterator[Callable[[np.ndarray], object]]:
-    """Yield a function that writes the next rows `[n, K]`."""
-    arrow, parquet = _import(str(path))
+    path: Path, columns: Sequence[str], rows: int, dtype: np.dtype, ids: Identifiers | None
+) -> Iterator[Write]:
+    """Yield a function that writes the next rows `[n, K]`, and their identifiers if asked."""
+    arrow, parquet = import_arrow(str(path))
     kind = arrow.string() if dtype.kind == "U" else arrow.from_numpy_dtype(dtype)
-    schema = arrow.schema([(column, kind) for column in columns])
-    group = max(1, WRITTEN_BYTES // (dtype.itemsize or 32) // len(columns))
+    fields = [(column, kind) for column in columns]
+    if ids is not None:
+        fields.insert(0, (ids.name, arrow.int64() if ids.dtype.kind == "i" else arrow.string()))
+    schema = arrow.schema(fields)
+    group = max(1, WRITTEN_BYTES // (dtype.itemsize or 32) // len(fields))
     held: list[Any] = []  # record batches
 
-    def write(chunk: np.ndarray) -> None:
+    def write(chunk: np.ndarray, row_ids: np.ndarray | None = None) -> None:
         arrays = [arrow.array(column, kind) for column in chunk.T]
+        if row_ids is not None:
+            arrays.insert(0, arrow.array(row_ids, fields[0][1]))
         held.append(arrow.record_batch(arrays, schema=schema))
         if sum(map(len, held)) >= group:
             flush()
@@ -99,7 +110,37 @@ def write_rows(
         flush()
 
 
-def _import(name: str) -> tuple[ModuleType, ModuleType]:
+def _is_text(arrow: ModuleType, type_: Any) -> bool:
+    if arrow.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return arrow.types.is_string(type_) or arrow.types.is_large_string(type_)
+
+
+def _id_reader(name: str, column: str, dtype: np.dtype) -> Rows:
+    """Return the function that reads identifiers: integers, or any other values as text."""
+    _, parquet = import_arrow(name)
+
+    def pieces(file: Any, size: int) -> Iterator[np.ndarray]:
+        start = 0
+        for batch in file.iter_batches(size, columns=[column], use_threads=False):
+            values = batch.column(0)
+            if values.null_count:
+                row = start + values.is_null().to_pylist().index(True)
+                raise TableError(f"{name}, row {row} (from 0): no identifier in '{column}'")
+            ids = values.to_pylist()
+            piece = np.empty(len(ids), dtype)
+            piece[:] = ids if dtype.kind == "i" else [str(id_) for id_ in ids]
+            yield piece
+            start += len(ids)
+
+    def read(size: int) -> Iterator[np.ndarray]:
+        with parquet.ParquetFile(name, pre_buffer=False, buffer_size=2**16) as file:
+            yield from _rechunk(pieces(file, size), size)
+
+    return read
+
+
+def import_arrow(name: str) -> tuple[ModuleType, ModuleType]:
     try:
         import pyarrow
         import pyarrow.parquet

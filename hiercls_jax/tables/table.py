@@ -8,15 +8,12 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import IO, Protocol
+from collections.abc import Callable, Iterator
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from hiercls_jax.errors import UserError, preview
+from hiercls_jax.errors import UserError
 
 
 class TableError(UserError):
@@ -26,24 +23,39 @@ class TableError(UserError):
 Rows = Callable[[int], Iterator[np.ndarray]]
 """Reads a table from the start in arrays of so many rows; the last array has the rest."""
 
+Write = Callable[..., object]
+"""Writes the next rows: `[n, K]` and, if the table has identifiers, those `[n]`."""
 
-class Format(Protocol):
-    """The module of a file format."""
 
-    def open_numbers(
-        self, name: str, classes: Sequence[str], scratch: Path | None, /
-    ) -> tuple[int, Rows]:
-        """Return the number of rows, and the function that reads them."""
+@dataclasses.dataclass(frozen=True)
+class Identifiers:
+    """A column that identifies the rows.
 
-    def read_column(
-        self, name: str, classes: Sequence[str], rows: int | None, /
-    ) -> np.ndarray | list[str]:
-        """Return a table's only column: integers or names `[N]`."""
+    Args:
+      name: its name.
+      dtype: int64, or object for text.
+      read: reads the identifiers, `[n]` at a time.
+    """
 
-    def write_rows(
-        self, path: Path, columns: Sequence[str], rows: int, dtype: np.dtype, /
-    ) -> AbstractContextManager[Callable[[np.ndarray], object]]:
-        """Yield a function that writes the next rows `[n, K]`."""
+    name: str
+    dtype: np.dtype
+    read: Rows
+
+
+class Opened(NamedTuple):
+    """What a format found in a file.
+
+    Args:
+      rows: number of rows N.
+      classes: the classes that the columns are.
+      read: reads the numbers, columns in the order of the classes.
+      ids: the column that identifies the rows; None without one.
+    """
+
+    rows: int
+    classes: tuple[str, ...]
+    read: Rows
+    ids: Identifiers | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +66,17 @@ class Table:
       name: the file, as messages name it.
       format: its suffix.
       rows: number of rows N.
+      classes: names of its K columns.
       read: reads the rows.
+      ids: the column that identifies the rows; None without one.
     """
 
     name: str
     format: str
     rows: int
+    classes: tuple[str, ...]
     read: Rows
+    ids: Identifiers | None = None
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
         """Read from the start: float32 `[n, K]`, columns in the order of the classes.
@@ -72,6 +88,12 @@ class Table:
                 with np.errstate(over="ignore"):  # to infinity, which the reader rejects
                     chunk = chunk.astype(np.float32, copy=False)
                 yield chunk
+
+    def id_chunks(self, size: int) -> Iterator[np.ndarray]:
+        """Read the identifiers from the start, `[n]` at a time; nothing if there are none."""
+        if self.ids is not None:
+            with as_table_error(self.name):
+                yield from self.ids.read(size)
 
 
 @contextlib.contextmanager
@@ -93,39 +115,12 @@ def as_table_error(name: str) -> Iterator[None]:
         raise TableError(f"{name} cannot be read: {text or type(error).__name__}") from error
 
 
-def check_shape(name: str, rows: int, width: int, classes: Sequence[str]) -> None:
-    """Reject a table without rows, or without exactly one column per class."""
-    if width != len(classes):
-        raise TableError(
-            f"{name}: shape [{rows}, {width}], allowed is [N, {len(classes)}], a column for each "
-            f"of the classes {preview(classes)}"
-        )
-    if not rows:
-        raise TableError(f"{name} has no rows; at least one is needed")
-
-
 def check_rows(name: str, rows: int, wanted: int | None) -> None:
     """Reject a column without rows, or of another number of rows than `wanted`, if given."""
     if not rows:
         raise TableError(f"{name} has no rows; at least one is needed")
     if wanted is not None and rows != wanted:
         raise TableError(f"{name} has {rows} rows, allowed is one for each of {wanted} samples")
-
-
-def column_order(name: str, columns: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Return the position of each class among the columns, which must be the classes."""
-    for fault, names in (
-        ("unknown class", [c for c in columns if c not in set(classes)]),
-        ("two columns for class", [c for c, count in Counter(columns).items() if count > 1]),
-        ("no column for class", [c for c in classes if c not in set(columns)]),
-    ):
-        if names:
-            raise TableError(
-                f"{name}: {fault} {preview(names)}; allowed is one column for each of the "
-                f"{len(classes)} classes {preview(classes)}"
-            )
-    position = {column: i for i, column in enumerate(columns)}
-    return [position[class_] for class_ in classes]
 
 
 def split_key(name: str) -> tuple[str, str | None]:

@@ -132,7 +132,9 @@ def train(
     if progress.step:
         tracker.say(f"{name}: resuming after step {progress.step} of {len(order)}")
     with contextlib.closing(tracker), StopRequest() as stop:
-        recorder = Recorder(name, order, schedule.log_every, tracker, progress.sums)
+        recorder = Recorder(
+            name, order, schedule.log_every, tracker, progress.sums, tuple(task.ancestors)
+        )
         evaluate = None
         if validation is not None:
             evaluate = _make_evaluation(task, validation, schedule.batch)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 from hiercls_jax.errors import UserError
 from hiercls_jax.runtime import parallel
@@ -24,6 +25,7 @@ class Recorder:
       every: steps between records; one is also written at the end of every epoch.
       tracker: where to write.
       sums: metrics of the steps since the last record.
+      levels: names of the levels, in whose order a record names them.
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class Recorder:
         every: int,
         tracker: Tracker | NullTracker,
         sums: dict[str, float],
+        levels: Sequence[str] = (),
     ) -> None:
         self.sums = dict(sums)
+        self._levels = tuple(levels)
         self._name, self._order, self._every, self._tracker = name, order, every, tracker
         self._times: list[float] = []  # when the first steps of this process ended
         self._counted_from: tuple[float, int] | None = None  # (time, step), for images per second
@@ -75,8 +79,11 @@ class Recorder:
         """Write the averages since the last record, and begin the next."""
         record = self._record(step, "train")
         count = self.sums.pop("count")
-        for key, value in self.sums.items():
-            record[key.replace("errors", "error")] = value / count
+        # A jitted step returns its metrics in alphabetical order.
+        by_level = [f"{kind}_{level}" for kind in ("loss", "errors") for level in self._levels]
+        ordered = [key for key in by_level if key in self.sums]
+        for key in [*(key for key in self.sums if key not in ordered), *ordered]:
+            record[key.replace("errors", "error")] = self.sums[key] / count
         now = time.monotonic()
         if self._counted_from is not None:
             began, first = self._counted_from

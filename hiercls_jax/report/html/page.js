@@ -1223,7 +1223,334 @@
     }
   }
 
+  // Answers that stop where sure, and the slider of their threshold.
+
+  function answers() {
+    const { answers } = data;
+    if (!answers) {
+      $("stop").remove();
+      return $("answers").remove();
+    }
+    const { thresholds, examples } = answers;
+    const CALIBRATED = answers.chosen_at;
+    const STOPS = ["nothing", ...data.levels]; // where an answer may stop, from the root down
+    const at = unpack(answers.at); // [position, stop]
+    const information = unpack(answers.information);
+    const errors = answers.wrong && unpack(answers.wrong);
+    const input = $("threshold");
+    const updates = [];
+    let here = CALIBRATED ?? thresholds.indexOf(0.5);
+
+    function stopAt(s) {
+      here = Math.min(thresholds.length - 1, Math.max(0, s));
+      input.value = here;
+      for (const update of updates) update();
+    }
+    const right = (s) => 1 - errors[s] / data.samples;
+    const thetaText = (t) => t.toFixed(2);
+
+    // In the bar.
+    input.max = thresholds.length - 1;
+    input.addEventListener("input", () => stopAt(Number(input.value)));
+    const settings = [0, 0.5, 1]
+      .map((t) => [thresholds.indexOf(t), thetaText(t).replace(/\.?0+$/, "")])
+      .filter(([s]) => CALIBRATED === null || Math.abs(s - CALIBRATED) > 1);
+    if (CALIBRATED !== null) settings.push([CALIBRATED, `${thetaText(thresholds[CALIBRATED])} ★`]);
+    settings.sort((a, b) => a[0] - b[0]);
+    const buttons = settings.map(([s, text]) =>
+      make(
+        "button",
+        {
+          type: "button",
+          title: s === CALIBRATED ? answers.chosen : null,
+          "aria-label":
+            `threshold = ${thetaText(thresholds[s])}` +
+            (s === CALIBRATED ? `, ${answers.chosen}` : ""),
+          onclick: () => stopAt(s),
+        },
+        text,
+      ),
+    );
+    part("stop", ".presets").append(...buttons);
+    const tile = (name, id) => {
+      const value = make("strong", { id });
+      part("stop", ".tiles").append(
+        make("div", { class: "tile" }, make("span", { class: "name" }, name), value),
+      );
+      return value;
+    };
+    const rightTile = errors && tile("answers right", "answers-right");
+    const saidTile = tile("of what leaves say", "answers-say");
+    updates.push(() => {
+      $("sure").textContent = thetaText(thresholds[here]);
+      buttons.forEach((b, i) => b.setAttribute("aria-pressed", settings[i][0] === here));
+      if (errors) rightTile.textContent = percent(right(here), 1);
+      saidTile.textContent = percent(information[here], 0);
+      input.setAttribute(
+        "aria-valuetext",
+        `threshold ${thetaText(thresholds[here])}` +
+          (errors ? `; ${percent(right(here), 1)} of the answers right` : ""),
+      );
+    });
+
+    // Where the answers stop, as one bar.
+    part("answers", ".lead").textContent =
+      "Each answer is the most probable leaf or, where that is less probable than θ, the nearest " +
+      "class above it that is not; in the end nothing. Answers use α = 1, where the levels " +
+      "agree, wherever the other slider is.";
+    const pieces = STOPS.map((name, stop) => {
+      const number = make("b");
+      const share = make("span", { class: "quiet" });
+      const bar = make("i", { class: stop ? paint(stop - 1) : "root", title: name });
+      return { number, share, bar, name, stop };
+    }).reverse();
+    part("answers", ".stops").append(
+      make("div", { class: "stack", "aria-hidden": "true" }, ...pieces.map((p) => p.bar)),
+      make(
+        "div",
+        { class: "tallies" },
+        ...pieces.map((p) =>
+          make(
+            "span",
+            { class: `stopped ${p.stop ? paint(p.stop - 1) : "root"}`, id: `stop-${p.stop}` },
+            make("i"),
+            `${p.name} `,
+            p.number,
+            " ",
+            p.share,
+          ),
+        ),
+      ),
+    );
+    updates.push(() => {
+      for (const { number, share, bar, stop } of pieces) {
+        const n = at[here * STOPS.length + stop];
+        number.textContent = count(n);
+        share.textContent = percent(n / data.samples, 1);
+        bar.style.width = `${(100 * n) / data.samples}%`;
+      }
+    });
+
+    // Risk against coverage.
+    const note = part("answers", ".note");
+    if (answers.curves) {
+      const [tree, flat] = answers.curves.map(({ coverage, risk, area }) => {
+        const along = unpack(coverage);
+        return { points: Array.from(unpack(risk), (r, i) => [along[i], r]), area };
+      });
+      const most = Math.max(...[...tree.points, ...flat.points].map(([, r]) => r), 0.001);
+      const host = panel(part("answers", ".panels"), null, "Wrong answers against what they say");
+      let place = () => {};
+      plot(host, {
+        x: [0, 1],
+        y: [0, 1.08 * most],
+        scale: 100,
+        labels: ["information, as a share of what leaves say", "wrong (%)"],
+        height: (w) => Math.min(300, Math.max(200, w * 0.6)),
+        describe:
+          `wrong answers against information; area ${tree.area.toFixed(4)}, ` +
+          `of leaves or nothing ${flat.area.toFixed(4)}`,
+        inside: ({ svg, x, y }) => {
+          const path = ({ points }) => line(points.map(([c, r]) => [x(c), y(r)]));
+          const dot = draw("circle", { class: "dot", r: 6 });
+          svg.append(
+            draw("path", { class: "faint dashed", d: path(flat) }),
+            draw("path", { class: "curve", d: path(tree) }),
+            dot,
+          );
+          place = () => {
+            dot.setAttribute("cx", x(information[here]));
+            dot.setAttribute("cy", y(errors[here] / data.samples));
+          };
+          place();
+        },
+      });
+      updates.push(() => place());
+      const key = (kind, text) =>
+        make(
+          "span",
+          { class: "key", style: "--k: var(--accent)" },
+          make("i", { class: kind }),
+          text,
+        );
+      note.append(
+        key("line", `classes above leaves too (area ${tree.area.toFixed(4)})`),
+        key("line dashes", `leaves or nothing (${flat.area.toFixed(4)})`),
+      );
+    } else part("answers", ".panels").remove();
+    if (CALIBRATED !== null) {
+      const chosen = `★ θ = ${thresholds[CALIBRATED].toPrecision(4)}, ${answers.chosen}.`;
+      note.after(make("p", { class: "note" }, chosen));
+    }
+    if (!note.firstChild) note.remove();
+
+    // Poor classes, which an average hides.
+    if (answers.classes) {
+      const { names, totals, wrong, information: says } = answers.classes;
+      const [bad, said] = [unpack(wrong), unpack(says)];
+      const body = make("tbody");
+      const rows = names.map((name, i) => {
+        const cells = { right: make("td"), said: make("td") };
+        const meter = make("i");
+        const tr = make(
+          "tr",
+          {},
+          make("th", { scope: "row" }, breakable(name)),
+          make("td", { class: "total" }, count(totals[i])),
+          cells.right,
+          make(
+            "td",
+            { class: "much", "aria-hidden": "true" },
+            make("div", { class: "meter" }, meter),
+          ),
+          cells.said,
+        );
+        return { i, tr, cells, meter, right: 0 };
+      });
+      const heads = [data.levels[LEVELS - 2], NOUN.split(" ").pop(), "right", "", "say"];
+      part("answers", "table").append(
+        make(
+          "thead",
+          {},
+          make("tr", {}, ...heads.map((text, i) => make("th", { class: ["", "total"][i] }, text))),
+        ),
+        body,
+      );
+      const arrange = () =>
+        body.replaceChildren(...[...rows].sort((a, b) => a.right - b.right).map((row) => row.tr));
+      let settled = null;
+      updates.push(() => {
+        for (const row of rows) {
+          const cell = here * names.length + row.i;
+          row.right = 1 - bad[cell] / totals[row.i];
+          row.cells.right.textContent = percent(row.right, 1);
+          row.cells.said.textContent = percent(said[cell], 0);
+          row.meter.style.width = `${100 * row.right}%`;
+        }
+        clearTimeout(settled);
+        settled = setTimeout(arrange, 300);
+      });
+      updates.push(arrange); // once, below
+    } else part("answers", ".poor").remove();
+
+    // Examples.
+    part("answers", ".cards").append(
+      ...examples.map((item) => {
+        const name = item.file ?? `${data.noun} ${item.row}`;
+        const truth = item.label === null ? null : data.labels.map((ids) => ids[item.label]);
+        const steps = item.path.map((i, level) => {
+          const own = truth && truth[level] === i;
+          const li = make(
+            "li",
+            { style: `--p: ${(100 * item.p[level]).toFixed(1)}%` },
+            named(level, i, own ? "✓ " : ""),
+            make("span", {}, percent(item.p[level], 0)),
+          );
+          return { li, own };
+        });
+        const verdict = make("span", { class: "verdict" });
+        updates.push(() => {
+          const sure = item.p.filter((p) => p >= thresholds[here]).length;
+          steps.forEach(({ li }, level) => {
+            const stops = level === sure - 1;
+            li.className = stops ? "answer" : level < sure ? "" : "unsure";
+            if (stops) li.setAttribute("aria-current", "true");
+            else li.removeAttribute("aria-current");
+          });
+          const good = sure === 0 || steps[sure - 1].own;
+          verdict.textContent = sure === 0 ? "nothing" : truth ? (good ? "right" : "wrong") : "";
+          verdict.className = `verdict ${sure && truth ? (good ? "better" : "worse") : "quiet"}`;
+        });
+        const label = truth && className(LEVELS - 1, truth[LEVELS - 1]);
+        return make(
+          "article",
+          { class: item.image ? "card" : "card bare" },
+          ...(item.image
+            ? [
+                make("img", {
+                  src: item.image,
+                  alt: label ? `${name}: ${label}` : name,
+                  class: item.image.startsWith("data:image/png") ? "small" : null,
+                }),
+              ]
+            : []),
+          make(
+            "div",
+            { class: "what" },
+            ...(label ? [make("strong", {}, label)] : []),
+            `${name} `,
+            verdict,
+          ),
+          make("div", { class: "opinions" }, make("ol", {}, ...steps.map(({ li }) => li))),
+        );
+      }),
+    );
+    stopAt(here);
+    updates.splice(updates.findIndex((u) => u.name === "arrange"), answers.classes ? 1 : 0);
+  }
+
+  function decisions() {
+    if (!data.decisions) return $("decisions").remove();
+    const { before, after } = data.decisions;
+    const meanings = {
+      independent: "the most probable class of each level",
+      leaf: "the most probable leaf and the classes above it",
+      top_down: "the most probable child at each level",
+      minimum_risk: "the node, on any level, nearest to the truth in expectation",
+    };
+    part("decisions", ".lead").textContent =
+      "Independent answers may contradict each other; the others are one path of the tree. A " +
+      "path is right if all its levels are, and an answer if it is the true class or one above it.";
+    const table = part("decisions", "table");
+    const head = [
+      make("th", { scope: "col" }, "decision"),
+      ...data.levels.map((name) =>
+        make("th", { scope: "col", class: "of-level" }, breakable(name), " error"),
+      ),
+      ...["path", "answer", "says"].map((text) => make("th", { scope: "col" }, text)),
+    ];
+    function show(measured) {
+      const rows = Object.entries(measured).map(([name, m]) =>
+        make(
+          "tr",
+          {},
+          make(
+            "th",
+            { scope: "row" },
+            name.replaceAll("_", " "),
+            make("small", { class: "quiet" }, meanings[name] ?? ""),
+          ),
+          ...data.levels.map((level) =>
+            make("td", { class: "of-level" }, percent(m.error[level], 1)),
+          ),
+          make("td", {}, percent(m.path_accuracy, 1)),
+          make("td", {}, percent(m.answer_accuracy ?? NaN, 1)),
+          make("td", {}, percent(m.information ?? NaN, 0)),
+        ),
+      );
+      table.replaceChildren(
+        make("thead", {}, make("tr", {}, ...head)),
+        make("tbody", {}, ...rows),
+      );
+    }
+    const alpha = `α = ${alphaText(data.alphas[CHOSEN])}`;
+    part("decisions", ".controls").append(
+      choices(
+        "at",
+        "before or after adaptation",
+        [
+          ["before", "α = 0"],
+          ["after", alpha],
+        ],
+        "after",
+        (when) => show(when === "before" ? before : after),
+      ),
+    );
+    show(after);
+  }
+
   const tall = data.levels.map((name, level) => `${count(data.sizes[level])} ${name}`).join(", ");
+  $("warnings").append(...data.warnings.map((text) => make("p", {}, `Warning: ${text}.`)));
   $("subtitle").textContent =
     `${count(data.samples)} ${NOUN}; classes: ${tall}. ` +
     "Adaptation pulls the levels' answers together: α says how far.";
@@ -1231,12 +1558,14 @@
   curves();
   changes();
   scatter();
+  answers();
   classes();
   tree();
   gallery();
   reliability();
   training();
   measures();
+  decisions();
   record();
   moveTo(CHOSEN);
 })();

@@ -102,7 +102,7 @@ def _expected_lca_height(
     return jnp.moveaxis(cost, 0, -1)
 
 
-def minimum_risk(p_leaf: ArrayLike, hierarchy: Hierarchy) -> jax.Array:
+def least_height_leaf(p_leaf: ArrayLike, hierarchy: Hierarchy) -> jax.Array:
     """Decide for the leaf with the smallest expected height of the LCA with the truth.
 
     Ties go to the lowest index. Pure and jitted; no probability changes.
@@ -123,7 +123,7 @@ def minimum_risk(p_leaf: ArrayLike, hierarchy: Hierarchy) -> jax.Array:
 
     >>> animals = ('cat', 'dog'), ('lynx', 'pug', 'lion')
     >>> pets = Hierarchy(('kind', 'animal'), animals, ((0, 1, 0),))
-    >>> minimum_risk([0.3, 0.4, 0.3], pets).item()
+    >>> least_height_leaf([0.3, 0.4, 0.3], pets).item()
     0
     """
     return jnp.argmin(expected_lca_height(p_leaf, hierarchy), axis=-1).astype(jnp.int32)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from hiercls_jax.adaptation.decision import expected_lca_height, lca_steps, minimum_risk
+from hiercls_jax.adaptation.expected_height import expected_lca_height, lca_steps, least_height_leaf
 from hiercls_jax.hierarchy import Hierarchy
 from hiercls_jax.metrics import hierarchical_distance, lca_height
 
@@ -72,7 +72,7 @@ def test_decision_has_the_smallest_cost(hierarchy):
     """No leaf is cheaper than the chosen one, which is not always the most probable."""
     p = draw(hierarchy)
     costs = costs_by_matrix(p, hierarchy)
-    decided = minimum_risk(p, hierarchy)
+    decided = least_height_leaf(p, hierarchy)
     assert decided.dtype == np.int32
     chosen = costs[np.arange(len(p)), np.asarray(decided)]
     np.testing.assert_allclose(chosen, costs.min(axis=1), atol=ABSOLUTE)
@@ -97,16 +97,16 @@ def test_certainty_and_ties(hierarchy):
     certain = np.eye(hierarchy.num_leaves, dtype=np.float32)
     costs = np.asarray(expected_lca_height(certain, hierarchy))
     np.testing.assert_array_equal(np.diag(costs), 0)
-    np.testing.assert_array_equal(minimum_risk(certain, hierarchy), np.arange(len(certain)))
+    np.testing.assert_array_equal(least_height_leaf(certain, hierarchy), np.arange(len(certain)))
     nothing = np.zeros(hierarchy.num_leaves, np.float32)
-    assert minimum_risk(nothing, hierarchy) == 0
+    assert least_height_leaf(nothing, hierarchy) == 0
 
 
 def test_one_level_is_argmax():
     """If all mistakes cost the same, the decision is the most probable class."""
     flat = Hierarchy(("class",), ([f"{i}" for i in range(6)],), ())
     p = draw(flat)
-    np.testing.assert_array_equal(minimum_risk(p, flat), p.argmax(axis=1))
+    np.testing.assert_array_equal(least_height_leaf(p, flat), p.argmax(axis=1))
 
 
 def test_by_hand():
@@ -127,7 +127,7 @@ def test_batches_jit_and_vmap():
     mapped = jax.jit(jax.vmap(lambda x: expected_lca_height(x, hierarchy)))(p)
     np.testing.assert_allclose(mapped, costs, atol=ABSOLUTE)
     np.testing.assert_array_equal(
-        jax.vmap(lambda x: minimum_risk(x, hierarchy))(p), minimum_risk(p, hierarchy)
+        jax.vmap(lambda x: least_height_leaf(x, hierarchy))(p), least_height_leaf(p, hierarchy)
     )
 
 
@@ -152,6 +152,6 @@ def test_no_array_has_a_place_for_every_pair_of_leaves():
 def test_wrong_shapes_are_refused():
     """The last axis is that of the leaves."""
     with pytest.raises(ValueError, match=r"p_leaf is \[..., 6\].*got \[2, 5\]"):
-        minimum_risk(np.ones((2, 5)), TREES["two levels"])
+        least_height_leaf(np.ones((2, 5)), TREES["two levels"])
     with pytest.raises(ValueError, match=r"got \[\]"):
         expected_lca_height(1.0, TREES["two levels"])
