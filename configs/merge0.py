@@ -4,6 +4,8 @@
         ResNet-164 on CIFAR-100, 3.43 M parameters
     python -m hiercls_jax.main --config=configs/merge0.py:cpu
         a small ResNet on CIFAR-100, half an hour on two CPU cores
+    python -m hiercls_jax.main --config=configs/merge0.py:fast,width=0.5
+        the fast family at half its width on CIFAR-100, an hour on two CPU cores or less
     python -m hiercls_jax.main --config=configs/merge0.py:quick
         the embedded data, minutes on a CPU, no download
 
