@@ -125,11 +125,11 @@ def runs(images, tmp_path_factory):
     for step in steps[:2]:
         process = start(images, broken)
         wait_for_step(process, broken, step)
-        process.kill()
+        os.kill(forked_run.pid_of_run(process.pid), signal.SIGKILL)  # at once, not passed on
         assert finish(process)[0] == -signal.SIGKILL
     process = start(images, broken)
     wait_for_step(process, broken, steps[2])
-    process.send_signal(signal.SIGTERM)
+    os.kill(forked_run.pid_of_run(process.pid), signal.SIGTERM)
     stopped = finish(process)
     evaluated = finish(start(images, broken, "--mode=evaluate"))
     ended = finish(start(images, broken))
