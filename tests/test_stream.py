@@ -303,7 +303,9 @@ def test_files_are_predicted_a_batch_at_a_time(root, monkeypatch):
             level: np.pad(images[:, 0, 0, :1] / np.float32(255), ((0, 0), (0, classes - 1)))
             for level, classes in zip(HIERARCHY.levels, HIERARCHY.sizes, strict=True)
         }
-        return {"adapted": p, "unadapted": p}
+        answer = {"path": {level: np.argmax(p[level], -1) for level in p}}
+        answer["probability"] = p[HIERARCHY.levels[-1]].max(-1)
+        return {"adapted": p, "unadapted": p, "answer": answer}
 
     trained = predictor.Predictor(HIERARCHY, (8, 8, 3), alpha=1.0, batch=8, forward=forward)
     files, read, read_files = sorted((root / "train").rglob("*.*")), [], image_files.read_files
