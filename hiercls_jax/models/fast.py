@@ -181,7 +181,7 @@ class Fast:
     RECIPE: ClassVar[Mapping[str, object]] = {
         "epochs": 8,
         "batch": 1024,
-        "parts": 8,  # of 128 images each, over which batch statistics are taken
+        "parts": 8,  # of 128 images each, over which batch statistics are taken; not tuned
         "sizes": ((20, 0.4),),  # images of 20 pixels until this fraction of the run
         "reflect": True,
         "alternate_mirror": True,
