@@ -38,6 +38,7 @@ NETWORK = flags.DEFINE_multi_enum(
     list(training.STEPS),
     "A network of precision, starts and torch; default: all.",
 )
+TURN = flags.DEFINE_integer("steps", None, "Steps in a turn of precision; default: its own.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; each side takes one turn in each.", 1)
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
@@ -54,8 +55,10 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: PyTorch is not installed; pip install -e '.[bench]', or give {others}")
     try:
         for part in parts:
-            chosen = [NETWORK.value] if NETWORK.value and part in BY_NETWORK else []
-            for row in PARTS[part](ROUNDS.value, *chosen):
+            chosen = {"networks": NETWORK.value} if NETWORK.value and part in BY_NETWORK else {}
+            if TURN.value and part == "precision":
+                chosen["steps"] = TURN.value
+            for row in PARTS[part](ROUNDS.value, **chosen):
                 print(format_row(row), "\n", flush=True)
                 rows.append(row)
                 if OUT.value:  # after each row, so that a failure later loses none of them

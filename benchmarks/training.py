@@ -68,19 +68,28 @@ def _beside_torch(name: str, variant: str, arguments: str, steps: int, rounds: i
     return row.having(images=images, memory=memory)
 
 
-def precision(rounds: int, networks: Sequence[str] = tuple(STEPS)) -> Iterator[Row]:
-    """Yield the step of each network's merge-1, computed in float32 beside bfloat16."""
+def precision(
+    rounds: int, networks: Sequence[str] = tuple(STEPS), steps: int | None = None
+) -> Iterator[Row]:
+    """Yield the step of each network's merge-1, computed in float32 beside bfloat16.
+
+    Args:
+      rounds: turns of each side.
+      networks: keys of `STEPS`.
+      steps: in a turn; those of `STEPS` if not given.
+    """
     environment = {**MALLOC, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # two share a GPU
     for name in networks:
-        arguments, steps = STEPS[name]
+        arguments, own_steps = STEPS[name]
+        steps_of_turn = own_steps if steps is None else steps
         with contextlib.ExitStack() as stack:
             sides = {}
             for dtype in ("float32", "bfloat16"):
                 problem = Problem("merge1", arguments, dtype=dtype)
-                argument = {"problem": asdict(problem), "steps": steps}
+                argument = {"problem": asdict(problem), "steps": steps_of_turn}
                 sides[dtype] = stack.enter_context(Worker(JAX, argument, environment)).ask
             row = alternate(f"step of {name}, merge1, by type", sides, rounds)
-        yield row.having(images=steps * problem.config().train.batch)
+        yield row.having(images=steps_of_turn * problem.config().train.batch)
 
 
 def merging(rounds: int) -> Iterator[Row]:

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PART_BYTES = 60_000_000  # of a file that --pack writes
 CHECKED = ("adjust", "layers", "step")  # test files that run on the device
 SEEDS = tuple(range(100))  # more than fit
-REHEARSED = "fast,dataset=embedded,width=0.05,epochs=1,batch=600"
+REHEARSED = "quick,epochs=1,width=0.25"
 GRACE = 20  # seconds that a part has to save and end when it is asked to stop
 FINISHED, STOPPED, FAILED = "finished", "stopped when its time was over", "failed"
 
@@ -75,7 +75,7 @@ def parts(out: Path, data: Path | None, rehearsal: bool) -> list[Part]:
     grid += [f"--config.folder={out / 'runs'}", f"--config.seeds={SEEDS}", "--jobs=1"]
     if rehearsal:
         checks += ["-k", "test_adjust and alpha or formulas or schedule"]
-        benchmarks += ["--network=ResNet-20, stem stride 2", "--rounds=1"]
+        benchmarks += ["--network=ResNet-20, stem stride 2", "--steps=1", "--rounds=1"]
         grid += ["--config.variants=('merge2', 'merge3')"]
     elif data is not None:
         grid += ["--", f"--config.data.dir={data}"]
