@@ -10,8 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+import small
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from hiercls_jax.training import recorder as recorder_module
 from hiercls_jax.training import tracking
 from hiercls_jax.training.feed import Order
 from hiercls_jax.training.recorder import Recorder
@@ -265,3 +267,31 @@ def test_levels_stand_in_the_tree_s_order():
     recorder.add(1, dict(sorted(sums.items())))
     named = [key for key in kept[0] if "_" in key and key != "images_per_second"]
     assert named == [f"{kind}_{level}" for kind in ("loss", "error") for level in levels]
+
+
+def test_the_time_left_counts_that_images_grow(monkeypatch):
+    """Steps 11 to 20 have four times the pixels of those before, and so take four times as long.
+
+    After step 6, at a second a step, 4 seconds and 40 are left.
+    """
+
+    class Kept(tracking.NullTracker):
+        def say(self, line):
+            said.append(line)
+
+    said: list[str] = []
+    clock = iter(range(100))
+    monkeypatch.setattr(recorder_module.time, "monotonic", lambda: float(next(clock)))
+    order = Order((0,), 80, 4, 1)
+    recorder = Recorder("toy", order, 100, Kept(), {}, (), lambda step: 1 if step < 10 else 4)
+    for step in range(1, 8):
+        recorder.add(step, {"count": 4.0, "loss": 6.0})
+    (line,) = said
+    assert line.startswith("toy: 14 steps of 4 images to go, 4 images/s on")
+    assert line.endswith("about 44 s")
+
+
+def test_a_step_s_pixels_are_those_of_its_size():
+    """At 4 pixels of 8 an image has a quarter of its pixels, in the first half of the run."""
+    a_schedule, images = small.schedule(sizes=((4, 0.5),)), small.split(50)
+    assert [a_schedule.pixels(step, images) for step in (0, 11, 12, 23)] == [16, 16, 64, 64]

@@ -83,6 +83,13 @@ class Schedule:
         done = step / self.total_steps(images)
         return next((pixels for pixels, until in self.sizes if done < until), None)
 
+    def pixels(self, step: int, split: Samples) -> float:
+        """Return how many pixels an image of a split has in a step."""
+        height, width, _ = split.image_shape
+        size = self.size(step, len(split))
+        scale = 1.0 if size is None else size / min(height, width)
+        return height * width * scale**2
+
 
 def train(
     name: str,
@@ -133,8 +140,9 @@ def train(
         tracker.say(f"{name}: resuming after step {progress.step} of {len(order)}")
     with contextlib.closing(tracker), StopRequest() as stop:
         recorder = Recorder(
-            name, order, schedule.log_every, tracker, progress.sums, tuple(task.ancestors)
-        )
+            name, order, schedule.log_every, tracker, progress.sums, tuple(task.ancestors),
+            functools.partial(schedule.pixels, split=train_split),
+        )  # fmt: skip
         evaluate = None
         if validation is not None:
             evaluate = _make_evaluation(task, validation, schedule.batch)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hiercls_jax.errors import UserError
 from hiercls_jax.runtime import parallel
@@ -26,6 +26,8 @@ class Recorder:
       tracker: where to write.
       sums: metrics of the steps since the last record.
       levels: names of the levels, in whose order a record names them.
+      pixels: returns how many pixels an image has in a step, as the time of a step grows with them;
+        None if it is the same in all.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class Recorder:
         tracker: Tracker | NullTracker,
         sums: dict[str, float],
         levels: Sequence[str] = (),
+        pixels: Callable[[int], float] | None = None,
     ) -> None:
+        self._pixels = pixels or (lambda step: 1)
         self.sums = dict(sums)
         self._levels = tuple(levels)
         self._name, self._order, self._every, self._tracker = name, order, every, tracker
@@ -105,7 +109,8 @@ class Recorder:
         if len(self._times) == TIMED_STEPS and now > began:
             batch, left = self._order.batch, len(self._order) - step
             rate = (TIMED_STEPS - 2) * batch / (now - began)
+            work = sum(map(self._pixels, range(step, len(self._order)))) / self._pixels(step - 1)
             self._tracker.say(
                 f"{self._name}: {left} steps of {batch} images to go, {rate:.0f} images/s on "
-                f"{parallel.describe_devices()}: about {format_duration(left * batch / rate)}"
+                f"{parallel.describe_devices()}: about {format_duration(work * batch / rate)}"
             )
