@@ -134,6 +134,8 @@ def carry_out(todo: list[Part], out: Path, until: float) -> int:
       out: an existing folder.
       until: when all must be over, by `time.monotonic`.
     """
+    for name in ("checks.xml", "benchmarks.json"):  # of an earlier command; its runs go on
+        (out / name).unlink(missing_ok=True)
     results: dict[str, Any] = {"device": _device(), "parts": {}}
     whole = until - time.monotonic()
     for part in todo:

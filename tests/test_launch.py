@@ -707,7 +707,12 @@ def test_one_gpu_s_rehearsal_gives_every_result(tmp_path):
 
 
 def test_one_gpu_says_what_failed(tmp_path):
-    """A part that fails is in the results with its status, and the exit status is 1."""
+    """A part that fails is in the results with its status, and the exit status is 1.
+
+    What an earlier command left of that part is not taken for its result.
+    """
+    (tmp_path / "benchmarks.json").write_text("{}")
+    (tmp_path / "checks.xml").write_text("<testsuite/>")
     code = (
         "import sys, time, pathlib; sys.path.insert(0, 'launch'); import one_gpu\n"
         "parts = [one_gpu.Part('checks', ['-c', 'raise SystemExit(3)'], 1.0),\n"
@@ -720,7 +725,9 @@ def test_one_gpu_says_what_failed(tmp_path):
     )
     assert done.returncode == 1
     assert "one_gpu: checks: no result, or a failure; see its log" in done.stderr
-    parts = json.loads((tmp_path / "results.json").read_text())["parts"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["checks"], results["benchmarks"]) == (None, None)
+    parts = results["parts"]
     assert parts["checks"]["state"] == "failed with status 3"
     assert parts["training"]["state"] == "stopped when its time was over"
     assert parts["training"]["seconds"] < 30

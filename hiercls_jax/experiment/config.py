@@ -84,9 +84,9 @@ ADDED_LATER: dict[str, Any] = {
     },
 }
 _PARTS = ("variant", "model", "data", "train", "optimizer", "adapt", "run")  # every config has them
-# The field that each schedule needs.
-_EXAMPLES = {"decay_at": "'(0.5, 0.75)'", "peak_at": "0.25"}
+# The field that each schedule needs, and an example of each.
 _SCHEDULES = {"step": "decay_at", "onecycle": "peak_at", "linear": "peak_at"}
+_EXAMPLES = {"decay_at": "'(0.5, 0.75)'", "peak_at": "0.25"}
 
 
 class ConfigError(UserError):
@@ -157,7 +157,7 @@ FIELDS = {
     "train.sizes": Allowed(
         "pairs (pixels, fraction of the run), the fractions increasing and below 1, such as "
         "((20, 0.4),)",
-        lambda sizes: _are_sizes(sizes),
+        _are_sizes,
     ),
     "train.label_smoothing": Allowed("at least 0 and below 1", lambda x: 0 <= x < 1),
     "train.loss_weights": Allowed(
@@ -356,10 +356,10 @@ def _check_schedule(config: ConfigDict) -> None:
             f"optimizer.schedule={optimizer.schedule} needs optimizer.{needed}, which is not set; "
             f"set --config.optimizer.{needed}={_EXAMPLES[needed]}, or choose another schedule"
         )
-    of_family = dict(registry.recipe(config.model.arch))["optimizer"]
+    of_family = cast(dict[str, Any], registry.recipe(config.model.arch)["optimizer"])
     for field in sorted({*_SCHEDULES.values()} - {needed}):
         value = optimizer.get(field)
-        if value is not None and value != cast(dict, of_family).get(field):
+        if value is not None and value != of_family.get(field):
             readers = [name for name, other in _SCHEDULES.items() if other == field]
             raise ConfigError(
                 f"optimizer.{field}={value} has no effect with optimizer.schedule="
